@@ -1,0 +1,35 @@
+# make demo: the main job on the embedded data set.   make test: every check and test.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+RUN ?= runs/demo
+
+.PHONY: demo test quick check format clean
+
+demo: $(VENV)/installed
+	$(BIN)/sparsedet demo --output $(RUN)
+
+test: check
+	$(BIN)/pytest
+
+quick: $(VENV)/installed
+	$(BIN)/pytest -m "not slow"
+
+check: $(VENV)/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(VENV)/installed
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# A virtual environment of this folder, made anew whenever the dependencies change.
+$(VENV)/installed: pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) runs .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

@@ -1,0 +1,1 @@
+"""Where sparsity meets detection: recipes, experiments, suites, and the files of other projects."""

@@ -1,0 +1,117 @@
+"""Checkpoints of experiments: a detector with the recipe it came from, its categories and its masks."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from sparsedet.benchmark.recipe import Recipe
+from sparsedet.common.checkpoint import load_checkpoint
+from sparsedet.common.config import validate
+from sparsedet.common.document import Document, apply_overrides
+from sparsedet.common.errors import CheckpointError
+from sparsedet.detection.data.coco import Category
+from sparsedet.detection.models import RetinaNet
+
+CHECKPOINT_FILE = "checkpoint.pt"
+
+
+@dataclass(frozen=True)
+class SavedDetector:
+    """What a checkpoint file holds.
+
+    Attributes:
+        path: the file.
+        recipe: the recipe it was trained with.
+        categories: category of each label.
+        model: the detector with its weights, on the CPU, in eval mode.
+        level: 0-based index of its level.
+        masks: mask of each pruned parameter, True = keep; empty for a dense detector.
+        metrics: COCO metrics measured when it was saved.
+    """
+
+    path: Path
+    recipe: Recipe
+    categories: tuple[Category, ...]
+    model: RetinaNet
+    level: int
+    masks: dict[str, Tensor]
+    metrics: dict[str, float]
+
+
+def open_checkpoint(path: Path, overrides: tuple[str, ...] = ()) -> SavedDetector:
+    """Read a checkpoint and build its detector; `overrides` (``key=value``) change its recipe.
+
+    Raises:
+        ConfigError: an override is wrong.
+        CheckpointError: the file is damaged, of another program, or its weights do not fit its recipe.
+    """
+    content = load_checkpoint(path)
+    document = Document(json.loads(content["recipe"]), source=str(path))
+    recipe = validate(Recipe, apply_overrides(document, overrides))
+    categories = _categories(content)
+    model = recipe.detector.build(len(categories), pretrained=False)
+    load_weights(model, content["model"], path)
+    masks = content["sparsifier"]["masks"] if content["sparsifier"] else {}
+    return SavedDetector(path, recipe, categories, model.eval(), content["level"], masks, content["metrics"])
+
+
+def build_detector(recipe: Recipe, categories: tuple[Category, ...]) -> tuple[RetinaNet, str]:
+    """Build the detector of `recipe` with the weights it starts from; also say in words what these are.
+
+    Raises:
+        CheckpointError: the checkpoint is of another model or knows other classes than the data.
+    """
+    path = recipe.initial_checkpoint
+    if path is None:
+        weights = recipe.detector.backbone.weights
+        words = "from scratch" if weights == "none" else f"backbone weights {Path(weights).name}"
+        return recipe.detector.build(len(categories)), words
+    content = load_checkpoint(path)
+    _check_categories(_categories(content), categories, path)
+    model = recipe.detector.build(len(categories), pretrained=False)
+    load_weights(model, content["model"], path)
+    return model, f"{content['experiment']}, level {content['level']}"
+
+
+def load_weights(model: nn.Module, weights: dict[str, Tensor], path: Path) -> None:
+    """Load `weights` into `model`, all of them or none.
+
+    Raises:
+        CheckpointError: a name or a shape differs; the message names the first few.
+    """
+    own = model.state_dict()
+    faults = [f"'{key}' is missing" for key in own if key not in weights]
+    faults += [f"'{key}' is not part of it" for key in weights if key not in own]
+    faults += [
+        f"'{key}' has shape {tuple(weights[key].shape)} instead of {tuple(own[key].shape)}"
+        for key in own
+        if key in weights and weights[key].shape != own[key].shape
+    ]
+    if faults:
+        more = f" and {len(faults) - 3} more" if len(faults) > 3 else ""
+        raise CheckpointError(
+            f"{path}: expected the weights of this detector, got another model's: {'; '.join(faults[:3])}{more}. "
+            "Use the recipe the checkpoint was trained with, or another checkpoint."
+        )
+    model.load_state_dict(weights)
+
+
+def num_checkpoint_bytes(model: nn.Module) -> int:
+    """Estimate the size of one checkpoint: weights, two optimizer moments, masks."""
+    num_bytes = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+    return num_bytes * 13 // 4
+
+
+def _categories(content: dict[str, Any]) -> tuple[Category, ...]:
+    return tuple(Category(id=category_id, name=name) for category_id, name in content["categories"])
+
+
+def _check_categories(there: tuple[Category, ...], here: tuple[Category, ...], path: Path) -> None:
+    if [category.name for category in there] != [category.name for category in here]:
+        raise CheckpointError(
+            f"{path}: expected a detector of the {len(here)} classes {[c.name for c in here]}, got one of the "
+            f"{len(there)} classes {[c.name for c in there]}. Start from a checkpoint trained on the same classes."
+        )

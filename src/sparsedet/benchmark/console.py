@@ -1,0 +1,95 @@
+"""What a run says while it goes: live progress on a terminal, plain lines elsewhere. All of it on stderr."""
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console as RichConsole
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from sparsedet.benchmark.upstream.note import Note
+from sparsedet.detection.trainer import StepReport
+from sparsedet.report.record import Record
+
+ROW = "{:<18} {:>8} {:>9} {:>9} {:>7} {:>7} {:>9} {:>7} {:>8}"
+
+
+class Console:
+    """Prints the progress of runs.
+
+    Args:
+        quiet: say nothing but warnings.
+    """
+
+    def __init__(self, quiet: bool = False) -> None:
+        self.quiet = quiet
+        self._rich = RichConsole(stderr=True, highlight=False, soft_wrap=True)
+
+    def say(self, text: str) -> None:
+        """Print a line, unless quiet."""
+        if not self.quiet:
+            self._rich.print(text, markup=False)
+
+    def warn(self, text: str) -> None:
+        """Print a warning, always."""
+        self._rich.print(f"warning: {text}", markup=False)
+
+    def notes(self, name: str, notes: tuple[Note, ...]) -> None:
+        """Print what became of the keys of another project's file, once each."""
+        for note in notes:
+            self.say(f"{name}: {note.key}: {note.outcome}: {note.text}")
+
+    def records_header(self) -> None:
+        """Print the head of the table that `record` adds rows to."""
+        self.say(
+            ROW.format("experiment", "asked", "measured", "pruned AP", "AP", "AP50", "MACs kept", "loss", "seconds")
+        )
+
+    def record(self, record: Record) -> None:
+        """Print one row of the table: a level that is finished."""
+        pruned = "-" if record.ap_after_pruning is None else f"{record.ap_after_pruning:.3f}"
+        asked = "-" if record.target_sparsity is None else f"{record.target_sparsity:.0%}"
+        loss = "-" if record.loss is None else f"{record.loss:.3f}"
+        row = (record.experiment, asked, f"{record.measured_sparsity:.2%}", pruned, f"{record.metrics['ap']:.3f}",
+               f"{record.metrics['ap50']:.3f}", f"{record.macs_kept:.1%}", loss, f"{record.seconds:.1f}")  # fmt: skip
+        self.say(ROW.format(*row))
+
+    @contextmanager
+    def training(self, label: str, log_every: int) -> Iterator[Callable[[StepReport, float], None]]:
+        """Show the steps of one level; yields a function of the step and the sparsity of the model."""
+        if self.quiet:
+            yield lambda step, sparsity: None
+        elif sys.stderr.isatty():
+            yield from self._live(label)
+        else:
+            yield self._lines(label, log_every)
+
+    def _lines(self, label: str, log_every: int) -> Callable[[StepReport, float], None]:
+        def show(step: StepReport, sparsity: float) -> None:
+            if (step.step + 1) % (log_every * 10) == 0 or step.step + 1 == step.total_steps:
+                left = (step.total_steps - step.step - 1) * step.batch_size / step.images_per_second
+                self.say(
+                    f"  {label} step {step.step + 1}/{step.total_steps} loss {step.loss:.3f} lr {step.lr:.2g} "
+                    f"sparsity {sparsity:.1%} {step.images_per_second:.0f} images/s, {left:.0f} s left"
+                )
+
+        return show
+
+    def _live(self, label: str) -> Iterator[Callable[[StepReport, float], None]]:
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.completed:.0f}/{task.total:.0f}"),
+            TextColumn("{task.fields[detail]}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+        )
+        with Progress(*columns, console=self._rich, transient=True) as progress:
+            task = progress.add_task(label, total=None, detail="")
+
+            def show(step: StepReport, sparsity: float) -> None:
+                detail = f"loss {step.loss:.3f}  sparsity {sparsity:.1%}  {step.images_per_second:.0f} images/s"
+                progress.update(task, completed=step.step + 1, total=step.total_steps, detail=detail)
+
+            yield show

@@ -1,0 +1,166 @@
+"""A recipe: one YAML file that says everything about one experiment."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from sparsedet.benchmark.upstream import sparsity_block
+from sparsedet.benchmark.upstream.note import Note
+from sparsedet.common.config import ConfigModel, dump, validate
+from sparsedet.common.document import Document, apply_overrides, merge, read_yaml
+from sparsedet.common.errors import ConfigError
+from sparsedet.common.files import hash_json
+from sparsedet.detection.data.config import DataConfig
+from sparsedet.detection.models import DetectorConfig
+from sparsedet.detection.optimization import TrainingConfig
+from sparsedet.sparsity import SparsityConfig
+
+PATH_KEYS = ("data.root", "initial_checkpoint", "detector.backbone.weights")
+PLACE_KEYS = ("data.root", "initial_checkpoint")
+
+
+class EvaluationConfig(ConfigModel):
+    """How a checkpoint is evaluated.
+
+    Attributes:
+        batch_size: images per forward pass.
+        evaluator: library that computes the COCO metrics; both give the same numbers.
+        after_pruning: also evaluate right after each pruning, before any training.
+        num_samples: validation images kept with the run for the pictures of the report.
+    """
+
+    batch_size: int = Field(default=16, ge=1)
+    evaluator: Literal["hotcoco", "pycocotools"] = "hotcoco"
+    after_pruning: bool = True
+    num_samples: int = Field(default=4, ge=0)
+
+
+class Recipe(ConfigModel):
+    """One experiment.
+
+    Attributes:
+        data: images and annotations.
+        detector: network, assignment, losses, post-processing.
+        training: length, optimizer, learning rate, precision.
+        sparsity: what is pruned, how much, when; null trains dense.
+        evaluation: how each level is evaluated.
+        initial_checkpoint: sparsedet checkpoint whose weights the run starts from; null starts as the detector says.
+        dense_control: go through the levels of `sparsity` (and their learning-rate restarts) without pruning.
+        write_analysis: write the table of what would be pruned where to ``analysis/``.
+        expected_steps: number of steps the run must turn out to have; null accepts any.
+        seed: seed of weights, data order and augmentation.
+        published_ap: AP in [0, 1] published elsewhere for each level, in order, to be printed beside ours.
+    """
+
+    data: DataConfig
+    detector: DetectorConfig
+    training: TrainingConfig
+    sparsity: SparsityConfig | None = None
+    evaluation: EvaluationConfig = EvaluationConfig()
+    initial_checkpoint: Path | None = None
+    dense_control: bool = False
+    write_analysis: bool = False
+    expected_steps: int | None = Field(default=None, ge=1)
+    seed: int = Field(default=0, ge=0)
+    published_ap: tuple[float, ...] | None = None
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if self.dense_control and self.sparsity is None:
+            raise ValueError(
+                "dense_control: expected a sparsity section whose levels to follow, got null. "
+                "Add it, or drop dense_control."
+            )
+        num_levels = max(len(self.target_sparsities), 1)
+        if self.published_ap is not None and len(self.published_ap) != num_levels:
+            raise ValueError(
+                f"published_ap: expected {num_levels} values, one for each level, got {len(self.published_ap)}. "
+                "Correct the list."
+            )
+        return self
+
+    @property
+    def target_sparsities(self) -> tuple[float, ...]:
+        """Target of each level; empty for a dense run without levels."""
+        if self.sparsity is None:
+            return ()
+        fixed = self.sparsity.pattern.fixed_sparsity
+        targets = self.sparsity.schedule.target_sparsities if fixed is None else (fixed,)
+        return tuple(target for target in targets if target is not None)
+
+    @property
+    def scheduler(self) -> str:
+        """Type of the schedule that prunes; ``dense`` where nothing is pruned."""
+        return "dense" if self.sparsity is None or self.dense_control else self.sparsity.schedule.type
+
+    @property
+    def pattern(self) -> str:
+        """Allowed shape of zeros, such as ``unstructured`` or ``2:4``; ``none`` where nothing is pruned."""
+        return "none" if self.sparsity is None or self.dense_control else self.sparsity.pattern.label
+
+    def hash(self) -> str:
+        """Return a hash of what the experiment is, wherever its data and start weights are kept."""
+        return hash_json(_without_places(dump(self)))
+
+
+@dataclass(frozen=True)
+class LoadedRecipe:
+    """A recipe and what its reader should be told about keys of other projects."""
+
+    recipe: Recipe
+    notes: tuple[Note, ...] = field(default=())
+
+
+def load_recipe(path: Path, overrides: tuple[str, ...] = ()) -> LoadedRecipe:
+    """Read a recipe file, lay it on its ``base:`` files, apply ``--set`` overrides, translate, validate.
+
+    Raises:
+        ConfigError: with file, line, key path, what was expected and what was found.
+    """
+    return finish_recipe(apply_overrides(with_base(read_yaml(path)), overrides))
+
+
+def with_base(document: Document, seen: tuple[Path, ...] = ()) -> Document:
+    """Lay `document` on the file that its ``base:`` names, if any, and that on its own base."""
+    if "base" not in document.data:
+        return document
+    document.resolve_path("base")
+    base = document.data.pop("base")
+    if not isinstance(base, str):
+        raise ConfigError(
+            f"{document.position(('base',))}: base: expected the path of a recipe, got {base!r}. Correct it."
+        )
+    path = Path(base).resolve()
+    if path in seen:
+        raise ConfigError(
+            f"{document.position(('base',))}: base: expected another file, got a circle through {path}. Break it."
+        )
+    return merge(with_base(read_yaml(path), (*seen, path)), document)
+
+
+def finish_recipe(document: Document) -> LoadedRecipe:
+    """Translate, resolve paths in, and validate a merged recipe document."""
+    notes = sparsity_block.translate_document(document)
+    for key in PATH_KEYS:
+        if not key.endswith(".weights") or _is_path(document, key):
+            document.resolve_path(key)
+    recipe = validate(Recipe, document)
+    return LoadedRecipe(recipe, notes)
+
+
+def _is_path(document: Document, dotted: str) -> bool:
+    """Tell the path of a weights file from a name such as ``imagenet``."""
+    value: Any = document.data
+    for key in dotted.split("."):
+        value = value.get(key) if isinstance(value, dict) else None
+    return isinstance(value, str) and ("/" in value or Path(value).suffix in {".pt", ".pth"})
+
+
+def _without_places(data: dict[str, Any]) -> dict[str, Any]:
+    data = {**data, "data": {**data["data"]}}
+    for key in PLACE_KEYS:
+        *parents, last = key.split(".")
+        (data[parents[0]] if parents else data).pop(last)
+    return data

@@ -1,0 +1,29 @@
+"""The few validation images that a run keeps, so that its report can show detections without the data set."""
+
+from pathlib import Path
+
+from PIL import Image
+
+from sparsedet.common.files import write_json
+from sparsedet.detection.data.images import decode_image
+from sparsedet.detection.data.loader import DetectionDataset
+
+SAMPLES_FILE = "samples.json"
+
+
+def save(folder: Path, dataset: DetectionDataset, num_samples: int) -> None:
+    """Write `num_samples` images with boxes, spread over `dataset`, and their ground truth into `folder`."""
+    coco = dataset.coco
+    with_boxes = [image for image in coco.images if coco.annotations_by_image[image.id]] or list(coco.images)
+    num_samples = min(num_samples, len(with_boxes))
+    chosen = [with_boxes[index * len(with_boxes) // num_samples] for index in range(num_samples)]
+    (folder / "samples").mkdir(parents=True, exist_ok=True)
+    images = []
+    for image in chosen:
+        pixels = decode_image(coco.image_path(image), (image.height, image.width))
+        name = f"samples/{image.id}.png"
+        Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(folder / name)
+        boxes = [{"bbox": list(a.bbox), "category_id": a.category_id} for a in coco.annotations_by_image[image.id]]
+        images.append({"image_id": image.id, "file": name, "boxes": boxes})
+    categories = [{"id": category.id, "name": category.name} for category in coco.categories]
+    write_json(folder / SAMPLES_FILE, {"images": images, "categories": categories})

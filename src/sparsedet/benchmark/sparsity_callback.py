@@ -1,0 +1,33 @@
+"""The sparsifier as a callback of the trainer: the one place where the two meet during training."""
+
+from collections.abc import Callable
+
+from sparsedet.sparsity import Sparsifier
+
+
+class SparsityCallback:
+    """Prunes at the start of each level and keeps the pruned weights at zero.
+
+    Args:
+        sparsifier: attached to the optimizer of the run.
+        on_pruned: called right after new masks were made, before the forward pass.
+    """
+
+    def __init__(self, sparsifier: Sparsifier, on_pruned: Callable[[], None]) -> None:
+        self.sparsifier = sparsifier
+        self.on_pruned = on_pruned
+
+    def before_step(self, step: int, total_steps: int) -> None:
+        """Make the masks of the level that starts at `step`, if one does."""
+        if self.sparsifier.before_step(step, total_steps):
+            self.on_pruned()
+
+    def before_evaluate(self) -> None:
+        """Put exact zeros where the masks say so."""
+        self.sparsifier.apply_()
+
+    @property
+    def allocated_sparsity(self) -> float:
+        """Share of all conv/linear weights that the masks prune."""
+        num_weights = sum(row.numel for row in self.sparsifier.selection)
+        return sum(int((~mask).sum()) for mask in self.sparsifier.masks.values()) / num_weights

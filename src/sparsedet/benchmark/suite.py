@@ -1,0 +1,174 @@
+"""A suite: several experiments, usually around one dense start, run one after another into one folder."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from pydantic import Field, model_validator
+
+from sparsedet.benchmark.console import Console
+from sparsedet.benchmark.experiment import Experiment, Identity, last_checkpoint
+from sparsedet.benchmark.recipe import LoadedRecipe, finish_recipe, with_base
+from sparsedet.common.config import ConfigModel, dump, validate
+from sparsedet.common.document import Document, KeyPath, apply_overrides, read_yaml
+from sparsedet.common.errors import ConfigError, did_you_mean
+from sparsedet.common.files import write_json
+from sparsedet.common.runtime import choose_device, writable_folder
+from sparsedet.report.record import Record
+from sparsedet.report.run import SUITE_FILE
+
+
+class SuiteEntry(ConfigModel):
+    """One experiment of a suite.
+
+    Attributes:
+        name: its folder inside the run folder.
+        family: heading that its row stands under in the published layout.
+        label: its row, ``network (backbone, batch size, epochs)``.
+        start: name of an earlier experiment whose last checkpoint it starts from.
+        recipe: path of a recipe file, or the recipe itself (which may name a ``base:``); it is read apart.
+    """
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    family: str = ""
+    label: str = ""
+    start: str | None = None
+    recipe: str
+
+
+class SuiteConfig(ConfigModel):
+    """A suite file.
+
+    Attributes:
+        title: heading of the report.
+        notes: what a reader must know of the numbers, printed in the report.
+        experiments: in the order in which they run.
+    """
+
+    title: str
+    notes: tuple[str, ...] = ()
+    experiments: tuple[SuiteEntry, ...] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _names(self) -> Self:
+        seen: list[str] = []
+        for entry in self.experiments:
+            if entry.name in seen:
+                raise ValueError(f"experiments: expected different names, got '{entry.name}' twice. Rename one.")
+            if entry.start is not None and entry.start not in seen:
+                raise ValueError(
+                    f"experiments: expected 'start' of '{entry.name}' to name an earlier experiment {seen}, "
+                    f"got '{entry.start}'."
+                    f"{did_you_mean(entry.start, seen)} Correct it."
+                )
+            seen.append(entry.name)
+        return self
+
+
+@dataclass(frozen=True)
+class Suite:
+    """A suite whose recipes are loaded and validated."""
+
+    config: SuiteConfig
+    recipes: tuple[LoadedRecipe, ...]
+
+
+def load_suite(path: Path, overrides: tuple[str, ...] = ()) -> Suite:
+    """Read a suite file and all its recipes; a recipe file is a suite of one experiment with the file's name.
+
+    Args:
+        path: YAML file.
+        overrides: ``key=value`` laid on every recipe, or on one with ``NAME:key=value``.
+
+    Raises:
+        ConfigError: anything in the suite or in one of its recipes is wrong.
+    """
+    document = read_yaml(path)
+    if "experiments" not in document.data:
+        recipe = finish_recipe(apply_overrides(with_base(document), overrides))
+        return Suite(
+            SuiteConfig(title=path.stem, experiments=(SuiteEntry(name=path.stem, recipe=path.name),)),
+            (recipe,),
+        )
+    documents = _take_recipes(document)
+    config = validate(SuiteConfig, document)
+    names = [entry.name for entry in config.experiments]
+    shared, own = _split_overrides(overrides, names)
+    recipes = (
+        finish_recipe(apply_overrides(with_base(recipe), [*shared, *own[name]]))
+        for name, recipe in zip(names, documents, strict=True)
+    )
+    return Suite(config, tuple(recipes))
+
+
+def run_suite(suite: Suite, folder: Path, device_name: str, console: Console) -> tuple[Record, ...]:
+    """Run what of `suite` is not finished in `folder` and return all records.
+
+    Raises:
+        SparseDetError: an experiment cannot be run; what is finished stays, and the same call goes on from there.
+    """
+    writable_folder(folder)
+    device = choose_device(device_name)
+    config = suite.config
+    entries = [
+        {
+            "name": entry.name,
+            "family": entry.family,
+            "label": entry.label or entry.name,
+            "start": entry.start,
+            "scheduler": loaded.recipe.scheduler,
+            "pattern": loaded.recipe.pattern,
+            "sparsities": list(loaded.recipe.target_sparsities),
+        }
+        for entry, loaded in zip(config.experiments, suite.recipes, strict=True)
+    ]
+    write_json(folder / SUITE_FILE, {"title": config.title, "notes": list(config.notes), "experiments": entries})
+    records: list[Record] = []
+    console.records_header()
+    for entry, loaded in zip(config.experiments, suite.recipes, strict=True):
+        console.notes(entry.name, loaded.notes)
+        recipe = loaded.recipe
+        if entry.start is not None:
+            recipe = recipe.model_copy(update={"initial_checkpoint": last_checkpoint(folder / entry.start)})
+        identity = Identity(entry.name, entry.family, entry.label or entry.name)
+        records.extend(Experiment(recipe, identity, folder / entry.name, device, console).run())
+    return tuple(records)
+
+
+def resolved(suite: Suite) -> dict[str, dict[str, Any]]:
+    """Return the resolved recipe of each experiment by its name, as plain data."""
+    return {
+        entry.name: dump(loaded.recipe) for entry, loaded in zip(suite.config.experiments, suite.recipes, strict=True)
+    }
+
+
+def _split_overrides(overrides: tuple[str, ...], names: list[str]) -> tuple[list[str], dict[str, list[str]]]:
+    shared: list[str] = []
+    own: dict[str, list[str]] = {name: [] for name in names}
+    for override in overrides:
+        name, colon, _ = override.partition("=")[0].partition(":")
+        if not colon:
+            shared.append(override)
+        elif name in own:
+            own[name].append(override[len(name) + 1 :])
+        else:
+            raise ConfigError(
+                f"--set: expected an experiment of {names} before ':', got '{name}'.{did_you_mean(name, names)} "
+                "Correct it."
+            )
+    return shared, own
+
+
+def _take_recipes(suite: Document) -> list[Document]:
+    """Return the recipe of each experiment, from its file or from the suite, and leave only its place in the suite."""
+    documents = []
+    experiments = suite.data["experiments"]
+    for index, entry in enumerate(experiments if isinstance(experiments, list) else []):
+        recipe = entry.get("recipe") if isinstance(entry, dict) else None
+        path: KeyPath = ("experiments", index, "recipe")
+        if isinstance(recipe, str):
+            documents.append(read_yaml((suite.folders[path] / recipe).resolve()))
+        elif isinstance(recipe, dict):
+            documents.append(suite.part(path))
+            entry["recipe"] = suite.position(path)
+    return documents

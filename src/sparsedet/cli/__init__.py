@@ -1,0 +1,1 @@
+"""The ``sparsedet`` command: each subcommand parses, calls one function and prints."""

@@ -1,0 +1,37 @@
+"""Entry point of the command line; heavy imports happen inside the commands."""
+
+import sys
+
+import typer
+
+from sparsedet.cli import config_commands, data_commands, inspect_commands, run_commands
+
+app = typer.Typer(
+    help="Sparse object detectors: train, prune, evaluate and compare AP versus sparsity.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+run_commands.add_to(app)
+inspect_commands.add_to(app)
+app.add_typer(config_commands.app, name="config")
+app.add_typer(data_commands.app, name="data")
+
+
+@app.callback()
+def _options(debug: bool = typer.Option(False, "--debug", help="Show the traceback of an error.")) -> None:
+    """Declare the options that stand before a command; `main` reads them."""
+
+
+def main() -> None:
+    """Run the command line: exit 0 on success, 1 where a check failed, 2 on an error, 130 on Ctrl-C."""
+    from sparsedet.common.errors import SparseDetError
+
+    try:
+        app()
+    except SparseDetError as error:
+        if "--debug" in sys.argv:
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

@@ -1,0 +1,136 @@
+"""Commands that run something: demo, train, bench, eval, report."""
+
+import json
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sparsedet.cli.options import Config, Device, Json, Output, Overrides, Seed, overrides
+
+
+class Format(StrEnum):
+    """Formats of a report."""
+
+    RST = "rst"
+    MD = "md"
+    CSV = "csv"
+    HTML = "html"
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add the commands of this module to `app`."""
+    for command in (demo, train, bench, report):
+        app.command()(command)
+    app.command("eval")(evaluate)
+
+
+def demo(
+    output: Output = None,
+    device: Device = "auto",
+    seed: Seed = None,
+    set_: Overrides = None,
+    as_json: Json = False,
+) -> None:
+    """Run the main job on the embedded data set: dense, 30 to 90 % and 2:4, table, plots, report."""
+    from sparsedet.detection.data.digit_scenes import make_digit_scenes
+
+    folder = output or Path("runs/demo")
+    root = make_digit_scenes(folder / "data")
+    _run("demo", (f"data.root={root}", *overrides(set_, seed)), folder, device, as_json)
+
+
+def train(
+    recipe: Config,
+    output: Output = None,
+    device: Device = "auto",
+    seed: Seed = None,
+    set_: Overrides = None,
+    as_json: Json = False,
+) -> None:
+    """Train one recipe, level by level where it prunes; the same command goes on after an interruption."""
+    _run(recipe, overrides(set_, seed), output, device, as_json)
+
+
+def bench(
+    suite: Config,
+    output: Output = None,
+    device: Device = "auto",
+    seed: Seed = None,
+    set_: Overrides = None,
+    as_json: Json = False,
+) -> None:
+    """Run all experiments of a suite, then write its report; the same command goes on after an interruption."""
+    _run(suite, overrides(set_, seed), output, device, as_json)
+
+
+def _run(name: str, changes: tuple[str, ...], output: Path | None, device: str, as_json: bool) -> None:
+    from sparsedet.benchmark.console import Console
+    from sparsedet.benchmark.suite import load_suite, run_suite
+    from sparsedet.common.shipped import find_config
+    from sparsedet.report import render, write_report
+
+    path = find_config(name)
+    folder = output or Path("runs") / path.stem
+    try:
+        records = run_suite(load_suite(path, changes), folder, device, Console())
+    except KeyboardInterrupt:
+        print(
+            f"interrupted: what is finished stays in {folder}, the same command goes on from there",
+            file=sys.stderr,
+        )
+        raise typer.Exit(130) from None
+    files = write_report(folder)
+    if as_json:
+        print(json.dumps([record.model_dump(mode="json") for record in records]))
+    else:
+        print(render(folder, "rst"))
+    print("written: " + ", ".join(str(file) for file in files), file=sys.stderr)
+
+
+def evaluate(
+    checkpoint: Annotated[Path, typer.Argument(help="Checkpoint of a run folder.")],
+    detections: Annotated[
+        Path | None, typer.Option(help="Evaluate this COCO results file instead of running the detector.")
+    ] = None,
+    save_detections: Annotated[Path | None, typer.Option(help="Write the detections as COCO results JSON.")] = None,
+    device: Device = "auto",
+    set_: Overrides = None,
+    as_json: Json = False,
+) -> None:
+    """Evaluate a checkpoint on its validation split (or another: --set data.root=… data.val.annotations=…)."""
+    from sparsedet.benchmark.evaluation import evaluate_checkpoint
+
+    metrics = evaluate_checkpoint(checkpoint, overrides(set_), device, detections, save_detections)
+    if as_json:
+        print(json.dumps(metrics))
+    else:
+        for name, value in metrics.items():
+            print(f"{name:<10} {value:.4f}")
+
+
+def report(
+    run_dir: Annotated[Path, typer.Argument(help="Folder of a run.")],
+    format_: Annotated[
+        Format,
+        typer.Option("--format", help="rst starts with the published layout; html is one self-contained file."),
+    ] = Format.RST,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="File to write; the default prints, and html goes to RUN_DIR/report.html."),
+    ] = None,
+) -> None:
+    """Print or write the tables, plots and pictures of a run, finished or not."""
+    from sparsedet.common.files import write_atomically
+    from sparsedet.report import render
+
+    text = render(run_dir, format_.value)
+    if output is None and format_ is Format.HTML:
+        output = run_dir / "report.html"
+    if output is None:
+        print(text)
+    else:
+        write_atomically(output, lambda stream: stream.write(text.encode()))
+        print(output)

@@ -1,0 +1,59 @@
+"""The errors users see.
+
+Every message has one shape: ``<key path or argument>: expected <contract>, got <value>. <what to do next>``.
+
+SparseDetError
+├── ConfigError            a recipe, a suite or an argument is wrong
+├── TargetMatchError       a selector matches nothing, or nothing is left to prune
+├── UnsupportedShapeError  a pattern cannot serve the shape of a weight
+├── UnreachableTargetError the asked sparsity cannot be reached with the chosen weights
+├── DatasetError           an annotation file or an image is wrong
+├── CheckpointError        a checkpoint cannot be read or belongs to something else
+├── StorageError           a folder cannot be written or the disk is full
+└── MissingExtraError      an optional dependency is not installed
+"""
+
+import difflib
+from collections.abc import Iterable
+
+
+class SparseDetError(Exception):
+    """Base of all errors that sparsedet raises on purpose; the CLI prints the message and exits 2."""
+
+
+class ConfigError(SparseDetError, ValueError):
+    """A recipe, a suite or an argument is wrong."""
+
+
+class TargetMatchError(SparseDetError):
+    """A selector matches nothing, or nothing is left to prune."""
+
+
+class UnsupportedShapeError(SparseDetError):
+    """A pattern cannot serve the shape of a weight that was named exactly."""
+
+
+class UnreachableTargetError(SparseDetError):
+    """The asked sparsity cannot be reached with the chosen weights."""
+
+
+class DatasetError(SparseDetError):
+    """An annotation file or an image is wrong."""
+
+
+class CheckpointError(SparseDetError):
+    """A checkpoint cannot be read or belongs to something else."""
+
+
+class StorageError(SparseDetError):
+    """A folder cannot be written or the disk is full."""
+
+
+class MissingExtraError(SparseDetError):
+    """An optional dependency is not installed."""
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Return ``" Did you mean 'x'?"`` for the nearest known name, or an empty string."""
+    nearest = difflib.get_close_matches(name, list(known), n=1)
+    return f" Did you mean '{nearest[0]}'?" if nearest else ""

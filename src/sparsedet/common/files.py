@@ -1,0 +1,43 @@
+"""Files that are either whole or absent: written beside their name, flushed to disk, then renamed."""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from sparsedet.common.errors import StorageError
+
+
+def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    """Call `write` with a binary stream whose content appears at `path` all at once.
+
+    Raises:
+        StorageError: the folder cannot be written or the disk is full; what stood at `path` before still stands.
+    """
+    partial = path.with_name(path.name + ".partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with partial.open("wb") as stream:
+            write(stream)
+            stream.flush()
+            os.fsync(stream.fileno())
+        partial.replace(path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise StorageError(
+            f"{path}: expected to write the file, got '{error.strerror or error}'. "
+            "Free some disk space or choose another folder with --output."
+        ) from error
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` as JSON, atomically."""
+    text = json.dumps(value, indent=1, allow_nan=False)
+    write_atomically(path, lambda stream: stream.write(text.encode()))
+
+
+def hash_json(value: Any) -> str:
+    """Return a short, stable hash of plain data."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]

@@ -1,0 +1,1 @@
+"""Dense detectors: models, data, training and evaluation. Knows nothing of sparsity."""

@@ -1,0 +1,182 @@
+"""COCO metrics of detections, and COCO results as files.
+
+hotcoco computes the metrics; pycocotools, the reference, can be asked for and gives the same twelve numbers.
+"""
+
+import contextlib
+import io
+import json
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import hotcoco
+import numpy as np
+from numpy.typing import NDArray
+
+from sparsedet.common.errors import DatasetError, MissingExtraError
+from sparsedet.common.files import write_atomically
+from sparsedet.detection.data.coco import parse_json, read_bytes
+from sparsedet.detection.structures import Detections
+
+METRICS = (
+    "ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large",
+    "ar1", "ar10", "ar100", "ar_small", "ar_medium", "ar_large",
+)  # fmt: skip
+
+Evaluator = Literal["hotcoco", "pycocotools"]
+CocoResult = dict[str, Any]
+
+_KEYS = ("image_id", "category_id", "bbox", "score")
+
+
+def evaluate(
+    ground_truth: dict[str, Any], results: Sequence[CocoResult], evaluator: Evaluator = "hotcoco"
+) -> dict[str, float]:
+    """Return COCO's twelve box metrics by the names in `METRICS`.
+
+    Args:
+        ground_truth: normalised COCO data (`CocoDataset.ground_truth`); images without objects count too.
+        results: detections: ``image_id``, ``category_id``, ``score``, ``bbox`` (x, y, width, height; pixels).
+        evaluator: what computes the metrics.
+
+    Returns:
+        Values in [0, 1]; -1 where the ground truth has no object of that size.
+
+    Raises:
+        DatasetError: a result is malformed, not finite, or about an image or category that is not there.
+        MissingExtraError: pycocotools is asked for and not installed.
+
+    Source: metrics of Lin et al. 2014 (arXiv:1405.0312) as defined by pycocotools.COCOeval.
+    """
+    _check_results(ground_truth, results)
+    detections = [
+        {"id": number, **_plain(result), "area": result["bbox"][2] * result["bbox"][3], "iscrowd": 0}
+        for number, result in enumerate(results, start=1)
+    ]
+    stats = EVALUATORS[evaluator](ground_truth, {**ground_truth, "annotations": detections})
+    return dict(zip(METRICS, map(float, stats), strict=True))
+
+
+def _evaluate_hotcoco(ground_truth: dict[str, Any], detections: dict[str, Any]) -> NDArray[np.float64]:
+    evaluation = hotcoco.COCOeval(hotcoco.COCO(ground_truth), hotcoco.COCO(detections), "bbox")
+    evaluation.evaluate()
+    evaluation.accumulate()
+    evaluation.summary_lines()  # fills `stats` as summarize() does, without printing
+    return np.asarray(evaluation.stats)
+
+
+def _evaluate_pycocotools(ground_truth: dict[str, Any], detections: dict[str, Any]) -> NDArray[np.float64]:
+    try:
+        from pycocotools.coco import COCO
+        from pycocotools.cocoeval import COCOeval
+    except ImportError as error:
+        raise MissingExtraError(
+            "evaluator: expected pycocotools to be installed, got no such package. "
+            "Run: pip install 'sparsedet[pycocotools]', or use the evaluator hotcoco."
+        ) from error
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth, found = COCO(), COCO()
+        for coco, data in (
+            (truth, ground_truth),
+            (found, detections),
+        ):  # it writes into annotations: give copies
+            coco.dataset = {**data, "annotations": [dict(annotation) for annotation in data["annotations"]]}
+            coco.createIndex()
+        evaluation = COCOeval(truth, found, "bbox")
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+    return np.asarray(evaluation.stats)
+
+
+EVALUATORS: dict[str, Callable[[dict[str, Any], dict[str, Any]], NDArray[np.float64]]] = {
+    "hotcoco": _evaluate_hotcoco,
+    "pycocotools": _evaluate_pycocotools,
+}
+
+
+def _check_results(ground_truth: dict[str, Any], results: Sequence[CocoResult]) -> None:
+    """Check that every result is well-formed and belongs to the ground truth.
+
+    Raises:
+        DatasetError: names the first result that is wrong, by its place in the list.
+    """
+    image_ids = {image["id"] for image in ground_truth["images"]}
+    category_ids = {category["id"] for category in ground_truth["categories"]}
+    for index, result in enumerate(results):
+        where = f"results[{index}]"
+        if not result.keys() >= set(_KEYS):
+            raise DatasetError(
+                f"{where}: expected the keys {list(_KEYS)}, got {sorted(result)}. Give COCO results of boxes."
+            )
+        for key, known in ("image_id", image_ids), ("category_id", category_ids):
+            if result[key] not in known:
+                raise DatasetError(
+                    f"{where}.{key}: expected one of the {len(known)} ids in the annotation file, "
+                    f"got {result[key]}. Evaluate the results against the annotations they were made for."
+                )
+        if len(result["bbox"]) != 4 or not _is_finite([*result["bbox"], result["score"]]):
+            raise DatasetError(
+                f"{where}: expected 4 finite numbers as bbox and a finite score, got {result['bbox']} and "
+                f"{result['score']} for image {result['image_id']}. "
+                "The detector may have diverged: lower its learning rate."
+            )
+
+
+def to_coco_results(
+    detections: Detections,
+    image_id: int,
+    image_size: tuple[int, int],
+    original_size: tuple[int, int],
+    category_ids: Sequence[int],
+) -> list[CocoResult]:
+    """Return the detections of one image as COCO results in the pixels of its file.
+
+    Args:
+        detections: N boxes in the pixels of the image that the network saw.
+        image_id: COCO image id.
+        image_size: (height, width) that the network saw, before padding.
+        original_size: (height, width) of the image file.
+        category_ids: COCO category id of each label, length C.
+    """
+    factor_y, factor_x = (original / seen for original, seen in zip(original_size, image_size, strict=True))
+    boxes = detections.boxes_xyxy.double().cpu().numpy() * [factor_x, factor_y, factor_x, factor_y]
+    boxes[:, 2:] -= boxes[:, :2]
+    return [
+        {"image_id": image_id, "category_id": category_ids[label], "bbox": bbox, "score": score}
+        for bbox, score, label in zip(
+            boxes.tolist(), detections.scores.tolist(), detections.labels.tolist(), strict=True
+        )
+    ]
+
+
+def write_results(path: Path, results: Sequence[CocoResult]) -> None:
+    """Write COCO results as JSON, atomically; `read_results` gives back the same numbers."""
+    text = json.dumps([_plain(result) for result in results], allow_nan=False)
+    write_atomically(path, lambda stream: stream.write(text.encode()))
+
+
+def read_results(path: Path) -> list[CocoResult]:
+    """Read COCO results.
+
+    Raises:
+        DatasetError: the file is missing, no JSON, or no list of results.
+    """
+    results = parse_json(read_bytes(path), path)
+    if not isinstance(results, list) or not all(isinstance(result, dict) for result in results):
+        raise DatasetError(
+            f"{path}: expected COCO results (a list of objects), got something else. "
+            "Give a file like detections.json of a run folder."
+        )
+    return results
+
+
+def _plain(result: CocoResult) -> CocoResult:
+    """Return the four keys of a result."""
+    return {key: result[key] for key in _KEYS}
+
+
+def _is_finite(numbers: Sequence[Any]) -> bool:
+    return all(isinstance(number, int | float) and math.isfinite(number) for number in numbers)

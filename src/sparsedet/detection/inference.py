@@ -1,0 +1,42 @@
+"""From a detector and a data set to COCO results."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+
+from sparsedet.detection.data.loader import Batch
+from sparsedet.detection.models import RetinaNet
+from sparsedet.detection.trainer import AUTOCAST_DTYPES
+
+
+@torch.no_grad()
+def detect(
+    model: RetinaNet,
+    batches: Iterable[Batch],
+    category_ids: tuple[int, ...],
+    device: torch.device,
+    precision: str = "fp32",
+) -> list[dict[str, Any]]:
+    """Run `model` in eval mode over `batches` and return COCO results; its train mode is restored.
+
+    Args:
+        model: detector, on `device`.
+        batches: images with the way back to their original pixels.
+        category_ids: COCO category id of each label, length C.
+        device: where the model is.
+        precision: number format of the forward pass: fp32, bf16 or fp16.
+    """
+    was_training = model.training
+    model.eval()
+    dtype = AUTOCAST_DTYPES.get(precision)
+    results: list[dict[str, Any]] = []
+    try:
+        for batch in batches:
+            with torch.autocast(device.type, dtype, enabled=dtype is not None):
+                outputs = model(batch.images.to(device, memory_format=torch.channels_last))
+            found = model.detect(outputs, [target.image_size for target in batch.targets])
+            results.extend(batch.to_coco_results(found, category_ids))
+    finally:
+        model.train(was_training)
+    return results

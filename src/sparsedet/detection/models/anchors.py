@@ -1,0 +1,64 @@
+"""Anchor boxes: the same set of shapes at every cell of every level."""
+
+from collections.abc import Sequence
+
+import torch
+from pydantic import Field, PositiveFloat
+from torch import Tensor
+
+from sparsedet.common.config import ConfigModel
+
+
+class Anchors(ConfigModel):
+    """Shapes of the anchors of a cell: every ratio with every scale, ratios outermost.
+
+    Attributes:
+        scales: side of a square anchor in strides of its level.
+        ratios: height / width.
+    """
+
+    scales: tuple[PositiveFloat, ...] = Field(default=(6.0, 8.0), min_length=1)
+    ratios: tuple[PositiveFloat, ...] = Field(default=(1.0,), min_length=1)
+
+    @property
+    def num_per_cell(self) -> int:
+        """Number of anchors at each cell."""
+        return len(self.scales) * len(self.ratios)
+
+    def base(self, stride: int, legacy: bool) -> Tensor:
+        """Return the anchors of the first cell, float64, shape (A, 4), in pixels, centred in the cell.
+
+        `legacy` rounds the sides of the unscaled shapes (half to even), the height from the rounded width
+        (up_semantics §3).
+        """
+        anchors = []
+        for ratio in self.ratios:
+            width = stride / ratio**0.5
+            height = width * ratio
+            if legacy:
+                width = round(width)
+                height = round(width * ratio)
+            for scale in self.scales:
+                half_width, half_height = width * scale / 2, height * scale / 2
+                anchors.append(
+                    (
+                        stride / 2 - half_width,
+                        stride / 2 - half_height,
+                        stride / 2 + half_width,
+                        stride / 2 + half_height,
+                    )
+                )
+        return torch.tensor(anchors, dtype=torch.float64)
+
+    def grid(self, size: Sequence[int], stride: int, legacy: bool, device: torch.device) -> Tensor:
+        """Return all anchors of a level of `size` (H, W) cells, float32, shape (H * W * A, 4).
+
+        The anchor a of cell (y, x) has index (y * W + x) * A + a.
+        """
+        height, width = size
+        x = torch.arange(width, device=device) * stride
+        y = torch.arange(height, device=device) * stride
+        grid_y, grid_x = torch.meshgrid(y, x, indexing="ij")
+        shifts = torch.stack([grid_x, grid_y, grid_x, grid_y], dim=-1).view(-1, 1, 4)
+        base = self.base(stride, legacy).to(device, torch.float32)
+        return (shifts + base).view(-1, 4)

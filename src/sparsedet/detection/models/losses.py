@@ -1,0 +1,65 @@
+"""Losses of dense heads.
+
+Shapes: R anchors of all images, P positive ones among them, C classes.
+"""
+
+from typing import Literal
+
+import torch.nn.functional as F
+from pydantic import NonNegativeFloat
+from torch import Tensor
+from torchvision.ops import generalized_box_iou_loss
+
+from sparsedet.common.config import ConfigModel
+
+
+class QualityFocalLoss(ConfigModel):
+    """Focal loss whose target for the right class is the IoU of the predicted box.
+
+    Source: Li et al. 2020 (arXiv:2006.04388), eq. 5; as United-Perception (up_semantics §6).
+
+    Attributes:
+        gamma: exponent of the modulating factor.
+        weight: factor of this loss in the total.
+    """
+
+    type: Literal["quality_focal"] = "quality_focal"
+    gamma: NonNegativeFloat = 2.0
+    weight: NonNegativeFloat = 1.0
+
+    def sum(
+        self, logits: Tensor, is_counted: Tensor, positive: Tensor, labels: Tensor, quality: Tensor
+    ) -> Tensor:
+        """Return the weighted sum over all counted anchors, a scalar.
+
+        Args:
+            logits: float32, shape (R, C).
+            is_counted: bool, shape (R,); False leaves an anchor out (ignored).
+            positive: int64, shape (P,), rows of the positive anchors, all of them counted.
+            labels: int64, shape (P,), class of each positive anchor.
+            quality: float32, shape (P,), target score in [0, 1] of each positive anchor, without gradient.
+        """
+        as_background = F.softplus(logits) * logits.sigmoid() ** self.gamma
+        right = logits[positive, labels]
+        factor = (quality - right.sigmoid()).abs() ** self.gamma
+        as_object = F.binary_cross_entropy_with_logits(right, quality, reduction="none") * factor
+        background = (as_background.sum(dim=1) * is_counted).sum()
+        return self.weight * (background + (as_object - as_background[positive, labels]).sum())
+
+
+class GIoULoss(ConfigModel):
+    """One minus the generalised IoU of predicted and true box.
+
+    Source: Rezatofighi et al. 2019 (arXiv:1902.09630), alg. 1; torchvision's implementation.
+
+    Attributes:
+        weight: factor of this loss in the total.
+    """
+
+    type: Literal["giou"] = "giou"
+    weight: NonNegativeFloat = 1.0
+
+    def sum(self, boxes_xyxy: Tensor, target_xyxy: Tensor) -> Tensor:
+        """Return the weighted sum, a scalar, over pairs of boxes of shape (P, 4) in pixels."""
+        loss: Tensor = generalized_box_iou_loss(boxes_xyxy, target_xyxy, reduction="sum")
+        return self.weight * loss

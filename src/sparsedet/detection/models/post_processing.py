@@ -1,0 +1,69 @@
+"""From scores and boxes of all anchors to the detections of an image.
+
+Shapes: A anchors of a level, C classes.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from pydantic import Field, PositiveInt
+from torch import Tensor
+from torchvision.ops import batched_nms
+
+from sparsedet.common.config import ConfigModel
+from sparsedet.detection.models.boxes import clip_boxes, decode_boxes
+from sparsedet.detection.structures import Detections
+
+
+class PostProcessing(ConfigModel):
+    """Score threshold, best anchors of each class and level, NMS per class, best detections.
+
+    Source: United-Perception's predictor `base` and merger `retina` (up_semantics §7.1–7.3), without its rows
+    of zeros, and with the score threshold on every level, where UP skips levels of at most 120 anchors.
+
+    Attributes:
+        score_threshold: detections have a higher score.
+        top_n: anchors kept before NMS, per class and level.
+        nms_iou: of two boxes of a class that overlap more, the one of lower score is dropped.
+        max_detections: per image, over all classes.
+    """
+
+    score_threshold: float = Field(default=0.05, ge=0, lt=1)
+    top_n: PositiveInt = 1000
+    nms_iou: float = Field(default=0.5, gt=0, le=1)
+    max_detections: PositiveInt = 100
+
+    def select(
+        self,
+        scores: Sequence[Tensor],
+        box_deltas: Sequence[Tensor],
+        anchors: Sequence[Tensor],
+        image_size: tuple[int, int],
+        legacy: bool,
+    ) -> Detections:
+        """Return the detections of one image, by falling score.
+
+        Args:
+            scores: per level, float32, shape (A, C), in [0, 1].
+            box_deltas: per level, float32, shape (A, 4).
+            anchors: per level, float32, shape (A, 4), in pixels.
+            image_size: (height, width) in pixels to which boxes are clipped.
+            legacy: see `boxes`.
+        """
+        found = [self._candidates(*level) for level in zip(scores, box_deltas, anchors, strict=True)]
+        boxes, kept_scores, labels = (torch.cat(parts) for parts in zip(*found, strict=True))
+        boxes = clip_boxes(boxes, image_size, legacy)
+        is_left = (boxes[:, 2:] > boxes[:, :2]).all(dim=1)  # nothing remains of boxes outside the image
+        boxes, kept_scores, labels = boxes[is_left], kept_scores[is_left], labels[is_left]
+        # float64: torchvision moves classes apart by large offsets, which cost float32 boxes their fractions
+        keep = batched_nms(boxes.double(), kept_scores.double(), labels, self.nms_iou)[: self.max_detections]
+        return Detections(boxes[keep], kept_scores[keep], labels[keep])
+
+    def _candidates(
+        self, scores: Tensor, box_deltas: Tensor, anchors: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return boxes, scores and labels of a level's best anchors of each class."""
+        best, index = scores.topk(min(self.top_n, len(scores)), dim=0)
+        is_kept = best > self.score_threshold
+        rows = index[is_kept]
+        return decode_boxes(box_deltas[rows], anchors[rows]), best[is_kept], is_kept.nonzero()[:, 1]

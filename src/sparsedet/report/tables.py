@@ -1,0 +1,196 @@
+"""The tables of a report as rows of text: first in the published layout, then all that every level measured.
+
+Text is made here, so this is where sparsity and AP become percent.
+"""
+
+from collections import Counter
+from dataclasses import dataclass
+
+from sparsedet.report.record import Record
+from sparsedet.report.run import Experiment, Run
+
+CORNER = "Network(config)/sparsity"
+PENDING = "…"
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of plain text.
+
+    Attributes:
+        section: heading over the tables of one scheduler, such as "Level-wise pruning".
+        title: heading of this table, the model family; may be empty.
+        header: one text per column.
+        rows: one text per column, for each row.
+    """
+
+    section: str
+    title: str
+    header: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+
+def ap_text(value: float | None) -> str:
+    """AP in percent with one decimal; empty for None, `n/a` where COCO defines none (negative)."""
+    if value is None:
+        return ""
+    return f"{100 * value:.1f}" if value >= 0 else "n/a"
+
+
+def share_text(value: float | None, decimals: int = 2) -> str:
+    """A share as percent; empty for None."""
+    return "" if value is None else f"{100 * value:.{decimals}f}%"
+
+
+def sparsity_name(sparsity: float) -> str:
+    """Name of a level by the sparsity asked for: ``30%``, ``87.5%``."""
+    return f"{100 * sparsity:.6g}%"
+
+
+def level_name(record: Record) -> str:
+    """Short name of a record within its experiment: ``dense``, ``30%``, ``2:4``."""
+    if record.is_dense or record.asked_sparsity is None:
+        return record.scheduler
+    return record.pattern if record.is_n_m else sparsity_name(record.asked_sparsity)
+
+
+def published_tables(run: Run) -> tuple[Table, ...]:
+    """Tables in the published layout: one per scheduler and family, one row per label, AP in percent.
+
+    Experiments with the same label in one table get their name added. A level still to come shows `…`. Dense
+    experiments that no row of another table shows come last, as a table of their own.
+    """
+    sparse = [experiment for experiment in run.experiments if experiment.scheme and not experiment.is_dense]
+    in_a_column = {dense.name for dense in map(run.dense_for, sparse) if dense}
+    groups: dict[str, dict[str, list[Experiment]]] = {}
+    alone = [experiment for experiment in run.experiments if experiment.is_dense and experiment.name not in in_a_column]
+    for experiment in (*sparse, *alone):
+        families = groups.setdefault(str(experiment.scheme), {})
+        families.setdefault(experiment.entry.family, []).append(experiment)
+    return tuple(
+        _published_table(run, scheme, family, experiments)
+        for scheme, families in groups.items()
+        for family, experiments in families.items()
+    )
+
+
+def _published_table(run: Run, scheme: str, family: str, experiments: list[Experiment]) -> Table:
+    sparsities = sorted(sparsity for experiment in experiments for sparsity in _asked(experiment))
+    columns = tuple(dict.fromkeys(sparsity_name(sparsity) for sparsity in sparsities))
+    labels = Counter(
+        other.entry.label for other in run.experiments if (other.scheme, other.entry.family) == (scheme, family)
+    )
+    rows = []
+    for experiment in experiments:
+        label = experiment.entry.label
+        cells = {sparsity_name(sparsity): PENDING for sparsity in experiment.entry.sparsities}
+        cells |= {
+            sparsity_name(record.asked_sparsity): ap_text(record.ap)
+            for record in experiment.records
+            if record.asked_sparsity is not None
+        }
+        rows.append(
+            (
+                f"{label}, {experiment.name}" if labels[label] > 1 else label,
+                _dense_cell(experiment if experiment.is_dense else run.dense_for(experiment)),
+                *(cells.get(column, "") for column in columns),
+            )
+        )
+    return Table(scheme, family, (CORNER, "dense", *columns), tuple(rows))
+
+
+def _asked(experiment: Experiment) -> list[float]:
+    asked = [record.asked_sparsity for record in experiment.records if record.asked_sparsity is not None]
+    return [*experiment.entry.sparsities, *asked]
+
+
+def _dense_cell(dense: Experiment | None) -> str:
+    if dense is None:
+        return ""
+    return ap_text(dense.records[-1].ap) if dense.records else PENDING
+
+
+def detail_table(run: Run) -> Table:
+    """One row per record: asked, allocated and measured sparsity, accuracy, cost, and the published value."""
+    header: tuple[str, ...] = (
+        "experiment", "asked", "allocated", "measured", "measured in chosen", "AP after pruning", "AP",
+        "AP50", "MACs kept", "parameters", "not zero", "steps", "seconds", "published AP", "difference",
+    )  # fmt: skip
+    if all(record.published_ap is None for record in run.records):
+        header = header[:-2]
+    rows = tuple(
+        _detail_row(experiment.name, record)[: len(header)]
+        for experiment in run.experiments
+        for record in experiment.records
+    )
+    return Table("All levels", "", header, rows)
+
+
+def _detail_row(name: str, record: Record) -> tuple[str, ...]:
+    difference = ""
+    if record.published_ap is not None and record.ap >= 0:
+        difference = f"{100 * (record.ap - record.published_ap):+.1f}"
+    asked = level_name(record)
+    if record.is_n_m and record.asked_sparsity is not None:
+        asked = f"{sparsity_name(record.asked_sparsity)} ({record.pattern})"
+    return (
+        name,
+        asked,
+        share_text(record.allocated_sparsity),
+        share_text(record.measured_sparsity),
+        share_text(record.measured_sparsity_chosen),
+        ap_text(record.ap_after_pruning),
+        ap_text(record.ap),
+        ap_text(record.metrics.get("ap50")),
+        share_text(record.macs_kept, 1),
+        f"{record.num_parameters:,}",
+        f"{record.num_nonzero:,}",
+        f"{record.steps:,}",
+        f"{record.seconds:.1f}",
+        ap_text(record.published_ap),
+        difference,
+    )
+
+
+def origin_table(run: Run) -> Table:
+    """One row per experiment: how far it is and where its numbers come from."""
+    header = ("experiment", "levels", "initial weights", "allocation", "seed", "config hash", "data hash")
+    return Table("Origin of the numbers", "", header, tuple(map(_origin_row, run.experiments)))
+
+
+def _origin_row(experiment: Experiment) -> tuple[str, ...]:
+    if not experiment.records:
+        return (experiment.name, "pending", *[""] * 5)
+    record = experiment.records[-1]
+    return (
+        experiment.name,
+        f"{len(experiment.records)} of {max(record.num_levels, 1)}",
+        record.initial_weights,
+        record.allocation or "",
+        str(record.seed),
+        record.config_hash,
+        record.data_hash,
+    )
+
+
+def environments(run: Run) -> tuple[str, ...]:
+    """One sentence per environment that the run has seen, with the experiments that ran in it."""
+    names: dict[str, dict[str, None]] = {}
+    for record in run.records:
+        text = ", ".join(f"{key} {value}" for key, value in record.environment.items())
+        names.setdefault(text, {})[record.experiment] = None
+    return tuple(f"Environment of {', '.join(found)}: {text}." for text, found in names.items())
+
+
+def notes(run: Run) -> tuple[str, ...]:
+    """Sentences that belong under the tables."""
+    sentences = [
+        "AP is COCO box AP over IoU 0.50 to 0.95, AP50 at IoU 0.50, both in percent.",
+        "Sparsity is the share of zeros: asked for, held by the masks (allocated), and counted (measured) in "
+        "all conv and linear weights and in those chosen for pruning.",
+        "MACs kept is the share of the dense network's multiply-accumulates whose weight is not zero.",
+    ]
+    unfinished = [experiment.name for experiment in run.experiments if not experiment.is_finished]
+    if unfinished:
+        sentences.append(f"Not finished, so that cells are empty or show {PENDING}: {', '.join(unfinished)}.")
+    return (*sentences, *run.notices)

@@ -1,0 +1,61 @@
+"""Unstructured pattern: a zero may stand anywhere."""
+
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from sparsedet.common.config import ConfigModel
+
+
+class Unstructured(ConfigModel):
+    """Zeros anywhere in a tensor; the allocation says how many."""
+
+    type: Literal["unstructured"] = "unstructured"
+
+    @property
+    def fixed_sparsity(self) -> float | None:
+        """Sparsity that the pattern itself gives every tensor; None: the allocation decides."""
+        return None
+
+    @property
+    def label(self) -> str:
+        """Short name for tables."""
+        return "unstructured"
+
+    def unserved(self, module: nn.Module) -> str | None:
+        """Return the rule by which the pattern cannot serve the weight of `module`; None: it can."""
+        return None
+
+    def mask(self, scores: Tensor, num_zeros: int) -> Tensor:
+        """See `unstructured_mask`."""
+        return unstructured_mask(scores, num_zeros)
+
+
+def unstructured_mask(scores: Tensor, num_zeros: int) -> Tensor:
+    """Drop exactly the `num_zeros` lowest scores.
+
+    Args:
+        scores: importance, float32 on the CPU, any shape; >= 0, or -1 for what must go first.
+        num_zeros: entries to drop, 0 <= num_zeros <= scores.numel().
+
+    Returns:
+        Bool mask of the same shape, True = keep. Of equal scores those with the lower (row-major) index go
+        first.
+
+    Example:
+        >>> unstructured_mask(torch.tensor([0.3, 0.1, 0.1, 0.2]), 1)
+        tensor([ True, False,  True,  True])
+    """
+    # The bits of such floats, read as integers, have the order of the floats, also where denormals are
+    # flushed.
+    bits = scores.contiguous().view(torch.int32).numpy().reshape(-1)
+    keep = np.ones(bits.size, dtype=np.bool_)
+    if num_zeros > 0:
+        threshold = np.partition(bits, num_zeros - 1)[num_zeros - 1]
+        np.greater(bits, threshold, out=keep)
+        tied = np.flatnonzero(bits == threshold)
+        num_below = bits.size - int(np.count_nonzero(keep)) - tied.size
+        keep[tied[num_zeros - num_below :]] = True
+    return torch.from_numpy(keep).view(scores.shape)

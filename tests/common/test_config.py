@@ -1,0 +1,149 @@
+from pathlib import Path
+from typing import Annotated, Literal
+
+import pytest
+from pydantic import Field
+
+from sparsedet.common.config import ConfigModel, dump, dump_yaml, validate
+from sparsedet.common.document import apply_overrides, merge, parse_yaml, read_yaml
+from sparsedet.common.errors import ConfigError
+
+
+class Circle(ConfigModel):
+    type: Literal["circle"] = "circle"
+    radius: float = Field(1.0, ge=0, lt=1)
+
+
+class Polygon(ConfigModel):
+    type: Literal["polygon"] = "polygon"
+    sides: tuple[float, ...]
+
+
+class Drawing(ConfigModel):
+    shape: Annotated[Circle | Polygon, Field(discriminator="type")]
+    number: int
+    file: Path | None = None
+    circles: tuple[Circle, ...] = ()
+
+
+def read(text, overrides=()):
+    document = apply_overrides(parse_yaml(text, "f.yaml", Path("/folder")), overrides)
+    document.resolve_path("file")
+    return validate(Drawing, document)
+
+
+def test_yaml_1_2_numbers_and_relative_paths():
+    drawing = read("shape: {type: circle, radius: 1e-3}\nnumber: 3\nfile: a/b.txt\n")
+    assert drawing == Drawing(shape=Circle(radius=0.001), number=3, file=Path("/folder/a/b.txt"))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "number: 1\nshape:\n  type: circle\n  radios: 0.5\n",
+            "f.yaml:4: shape.radios: expected one of ['radius', 'type'], got the unknown key 'radios'. "
+            "Did you mean 'radius'? Correct or remove it.",
+        ),
+        (
+            "number: 1\nshape: {type: circel}\n",
+            "f.yaml:2: shape.type: expected one of ['circle', 'polygon'], got 'circel'. Did you mean 'circle'?",
+        ),
+        (
+            "number: 1\nshape: {radius: 0}\n",
+            "f.yaml:2: shape: expected a mapping with the key 'type', got {'radius': 0}.",
+        ),
+        (
+            "shape: {type: circle}\n",
+            "f.yaml: number: expected a value, got nothing. Add the key, or give it with --set number=…",
+        ),
+        ("number: '3'\nshape: {type: circle}\n", "f.yaml:1: number: expected a valid integer, got '3'."),
+        ("number: true\nshape: {type: circle}\n", "f.yaml:1: number: expected a valid integer, got True."),
+        ("number: 3.5\nshape: {type: circle}\n", "f.yaml:1: number: expected a valid integer, got 3.5."),
+        (
+            "number: 1\nshape: {type: circle, radius: 1}\n",
+            "f.yaml:2: shape.radius: expected less than 1, got 1",
+        ),
+        (
+            "number: 1\nshape: {type: circle, radius: .nan}\n",
+            "f.yaml:2: shape.radius: expected a finite number, got nan",
+        ),
+        (
+            "number: 1\nshape:\n  type: polygon\n  sides: [1, x]\n",
+            "f.yaml:4: shape.sides[1]: expected a valid number, got 'x'.",
+        ),
+        (
+            "number: 1\nshape: {type: circle}\ncircles:\n- {radius: 2}\n",
+            "f.yaml:4: circles[0].radius: expected less than 1, got 2",
+        ),
+        (
+            "number: None\nshape: {type: circle}\n",
+            "f.yaml:1: number: expected a value, got the text 'None'. Write null",
+        ),
+    ],
+)
+def test_faults_name_place_key_contract_and_value(text, message):
+    with pytest.raises(ConfigError) as error:
+        read(text)
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a: 1\na: 2\n", 'f.yaml:2: expected valid YAML, got found duplicate key "a"'),
+        ("a: !!python/object:os.system 2\n", "f.yaml:1: a: expected plain YAML, got the tag"),
+        ("a: !mine {b: 1}\n", "f.yaml:1: a: expected plain YAML, got the tag '!mine'. Remove the tag."),
+        ("- 1\n", "f.yaml: expected a mapping of keys at the top level, got CommentedSeq."),
+        ("a: [\n", "f.yaml:2: expected valid YAML, got "),
+        ("a:\n  1: 2\n", "f.yaml:2: a: expected text as key, got 1. Put the key in quotes."),
+    ],
+)
+def test_what_is_not_plain_yaml_is_refused(text, message):
+    with pytest.raises(ConfigError) as error:
+        parse_yaml(text, "f.yaml", Path("/folder"))
+    assert message in str(error.value)
+
+
+def test_missing_file(tmp_path):
+    with pytest.raises(
+        ConfigError, match=r"none\.yaml: expected a readable YAML file, got 'No such file or directory'"
+    ):
+        read_yaml(tmp_path / "none.yaml")
+
+
+def test_every_fault_of_a_file_is_reported_at_once():
+    with pytest.raises(ConfigError) as error:
+        read("number: x\nshape: {type: circle, radius: 2}\n")
+    assert len(str(error.value).splitlines()) == 2
+
+
+def test_overrides_pass_the_same_checks_and_start_at_the_current_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    text = "number: 1\nshape: {type: circle}\nfile: x\n"
+    drawing = read(text, ["shape.radius=2.5e-1", "file=y", "number=7"])
+    assert drawing == Drawing(shape=Circle(radius=0.25), number=7, file=tmp_path / "y")
+    with pytest.raises(ConfigError, match="--set: number: expected a valid integer, got 'x'"):
+        read(text, ["number=x"])
+    with pytest.raises(ConfigError, match="--set: expected key=value, got 'number'"):
+        read(text, ["number"])
+
+
+def test_an_override_of_the_type_drops_the_keys_of_the_old_type():
+    drawing = read("number: 1\nshape: {type: circle, radius: 0.5}\n", ["shape={type: polygon, sides: [3]}"])
+    assert drawing.shape == Polygon(sides=(3.0,))
+
+
+def test_merge_keeps_the_place_each_value_came_from():
+    base = parse_yaml("number: 1\nshape:\n  type: circle\n  radius: 5\n", "base.yaml", Path("/base"))
+    over = parse_yaml("\n\nnumber: x\n", "over.yaml", Path("/over"))
+    with pytest.raises(ConfigError) as error:
+        validate(Drawing, merge(base, over))
+    assert "over.yaml:3: number" in str(error.value)
+    assert "base.yaml:4: shape.radius" in str(error.value)
+
+
+def test_what_is_dumped_reads_back_equal(tmp_path):
+    drawing = read("number: 3\nshape: {type: polygon, sides: [1e-7, 0.1]}\nfile: a\n")
+    dump_yaml(dump(drawing), tmp_path / "d.yaml")
+    assert validate(Drawing, read_yaml(tmp_path / "d.yaml")) == drawing

@@ -1,0 +1,96 @@
+import errno
+import os
+import shutil
+from collections import namedtuple
+from pathlib import Path
+
+import pytest
+import torch
+
+from sparsedet.common.checkpoint import load_checkpoint, save_checkpoint
+from sparsedet.common.errors import CheckpointError, ConfigError, StorageError
+from sparsedet.common.files import hash_json, write_atomically
+from sparsedet.common.runtime import choose_device, start, writable_folder
+
+Usage = namedtuple("Usage", "total used free")
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
+    path = tmp_path / "f"
+    path.write_bytes(b"old")
+
+    def fail(stream):
+        stream.write(b"half")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with pytest.raises(StorageError, match="f: expected to write the file, got 'No space left on device'"):
+        write_atomically(path, fail)
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_checkpoint_round_trip(tmp_path):
+    content = {"weights": {"a": torch.tensor([0.0, -0.0, float("nan")])}, "step": 3, "names": ["x"]}
+    save_checkpoint(tmp_path / "c.pt", content)
+    loaded = load_checkpoint(tmp_path / "c.pt")
+    assert loaded["step"] == 3
+    assert loaded["names"] == ["x"]
+    assert torch.equal(loaded["weights"]["a"].view(torch.int32), content["weights"]["a"].view(torch.int32))
+
+
+def test_full_disk_is_noticed_before_writing(tmp_path, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(10, 10, 0))
+    with pytest.raises(StorageError, match=r"expected \d+ MiB of free disk, got 0 MiB\. Free some space"):
+        save_checkpoint(tmp_path / "c.pt", {"a": torch.zeros(4)})
+    assert not list(tmp_path.iterdir())
+
+
+class Evil:
+    def __reduce__(self):
+        return (Path.touch, (Path("evil"),))
+
+
+def test_damaged_foreign_and_executable_files_are_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "c.pt"
+    with pytest.raises(CheckpointError, match=r"c\.pt: expected a checkpoint file, got nothing"):
+        load_checkpoint(path)
+    save_checkpoint(path, {"a": torch.zeros(100)})
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(CheckpointError, match="expected a whole sparsedet checkpoint, got an unreadable file"):
+        load_checkpoint(path)
+    torch.save({"state_dict": {}}, path)
+    with pytest.raises(CheckpointError, match="expected a file written by sparsedet, got another program's"):
+        load_checkpoint(path)
+    torch.save({"format": "sparsedet-checkpoint", "format_version": 1, "x": Evil()}, path)
+    with pytest.raises(CheckpointError):
+        load_checkpoint(path)
+    assert not Path("evil").exists()
+    torch.save({"format": "sparsedet-checkpoint", "format_version": 99}, path)
+    with pytest.raises(CheckpointError, match="expected format version 1 or older, got 99"):
+        load_checkpoint(path)
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(StorageError, match=r"file/run: expected a folder that can be written, got 'Not a directory'"):
+        writable_folder(tmp_path / "file" / "run")
+
+
+def test_unknown_device_is_a_clear_error():
+    assert choose_device("cpu") == torch.device("cpu")
+    with pytest.raises(ConfigError, match="device: expected an available device, got 'tpu7'"):
+        choose_device("tpu7")
+
+
+def test_start_makes_random_numbers_repeat_and_flushes_denormals():
+    start(5, torch.device("cpu"))
+    first = torch.rand(3)
+    start(5, torch.device("cpu"))
+    assert torch.equal(first, torch.rand(3))
+    assert float(torch.tensor([1e-42]) * 1.0) == 0.0
+
+
+def test_hash_does_not_depend_on_key_order():
+    assert hash_json({"a": 1, "b": [1, 2]}) == hash_json({"b": [1, 2], "a": 1}) != hash_json({"a": 1, "b": [2, 1]})

@@ -1,0 +1,41 @@
+"""What every allocation must be; a new one in the table is tested without a new test."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sparsedet.common.config import dump
+from sparsedet.sparsity import ALLOCATIONS
+from sparsedet.sparsity.allocation.selection import ScoredTensor, TensorSummary, select_counts
+
+pytestmark = pytest.mark.parametrize("name", ALLOCATIONS)
+RANKS = st.floats(0, 99)
+ENERGIES = st.floats(0, 50)
+
+
+def test_defaults_read_back_equal(name):
+    allocation = ALLOCATIONS[name]()
+    assert allocation.type == name
+    assert ALLOCATIONS[name].model_validate(dump(allocation)) == allocation
+    assert isinstance(allocation.needs_profile, bool)
+
+
+@settings(max_examples=100, deadline=None, derandomize=True)
+@given(
+    low=st.tuples(RANKS, st.floats(0, 1), ENERGIES), up=st.tuples(st.floats(0, 50), st.floats(0, 1), ENERGIES)
+)
+def test_keys_never_fall(name, low, up):
+    """`select_counts` brackets the keys of a bucket by those of its borders: they must rise."""
+    tensor = TensorSummary("layer.weight", (10, 20), energy=100.0, depth=1)
+    first, second = (np.array([a]) for a in low), (np.array([a + b]) for a, b in zip(low, up, strict=True))
+    assert 0 <= ALLOCATIONS[name]().key(tensor, *first) <= ALLOCATIONS[name]().key(tensor, *second) < np.inf
+
+
+@pytest.mark.parametrize(
+    "scores", [np.zeros(50), np.ones(50), np.arange(50), np.full(50, 1e-42), np.full(50, 3e38)]
+)
+def test_any_scores_give_the_asked_count(name, scores):
+    tensors = [ScoredTensor(key, (5, 10), scores.astype(np.float32)) for key in ("a", "b")]
+    for target in (0, 1, 50, 97, 98):
+        assert [sum(counts) for counts in select_counts(ALLOCATIONS[name](), tensors, [target])] == [target]

@@ -1,0 +1,168 @@
+import io
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from sparsedet.common.errors import DatasetError
+from sparsedet.detection.data.images import decode_image, exif_orientation
+
+HEIGHT, WIDTH = 6, 8
+RGB = np.random.default_rng(0).integers(0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8)
+GRAY = RGB[:, :, 0]
+
+
+def tensor(pixels):
+    """Return (H, W, 3) pixels as the tensor that `decode_image` should give."""
+    return torch.from_numpy(
+        np.ascontiguousarray(np.broadcast_to(pixels, (*pixels.shape[:2], 3)).transpose(2, 0, 1))
+    )
+
+
+def palette(pixels):
+    """Return pixels of at most 256 colours as a palette image."""
+    colours, index = np.unique(pixels.reshape(-1, 3), axis=0, return_inverse=True)
+    image = Image.fromarray(index.reshape(HEIGHT, WIDTH).astype(np.uint8), "P")
+    image.putpalette(colours.flatten().tolist())
+    return image
+
+
+def save(image, path, **options):
+    image.save(path, **options)
+    return path
+
+
+@pytest.mark.parametrize("suffix", ["png", "bmp", "tif", "webp"])
+def test_colour_without_loss(tmp_path, suffix):
+    options = {"lossless": True} if suffix == "webp" else {}
+    image = decode_image(save(Image.fromarray(RGB), tmp_path / f"a.{suffix}", **options))
+    assert image.dtype == torch.uint8
+    assert image.is_contiguous()
+    assert torch.equal(image, tensor(RGB))
+
+
+@pytest.mark.parametrize(
+    ("image", "expected"),
+    [
+        (Image.fromarray(GRAY), GRAY[:, :, None]),
+        (Image.fromarray(GRAY > 99), np.where(GRAY > 99, 255, 0).astype(np.uint8)[:, :, None]),
+        (Image.fromarray(np.dstack([GRAY, RGB[:, :, 1]])), GRAY[:, :, None]),
+        (Image.fromarray(np.dstack([RGB, GRAY])), RGB),
+        (palette(RGB), RGB),
+        (Image.fromarray(GRAY.astype(np.uint16) * 256 + 77), GRAY[:, :, None]),
+        (Image.fromarray(GRAY.astype(np.int32) * 256 + 77), GRAY[:, :, None]),
+    ],
+    ids=["gray", "black and white", "gray with alpha", "colour with alpha", "palette", "16 bits", "32 bits"],
+)
+def test_other_modes_become_rgb(tmp_path, image, expected):
+    path = tmp_path / ("a.tif" if image.mode == "I" else "a.png")
+    assert torch.equal(decode_image(save(image, path)), tensor(expected))
+
+
+def test_a_palette_with_transparency_decodes_without_a_warning(tmp_path):
+    path = save(palette(RGB), tmp_path / "a.png", transparency=bytes([0, 128, 255]))
+    assert torch.equal(decode_image(path), tensor(RGB))
+
+
+def test_cmyk(tmp_path):
+    solid = np.zeros((HEIGHT, WIDTH, 3), np.uint8) + np.array([200, 100, 50], np.uint8)
+    path = save(Image.fromarray(solid).convert("CMYK"), tmp_path / "a.jpg", quality=100)
+    assert (decode_image(path).int() - tensor(solid).int()).abs().max() <= 3
+
+
+def test_unicode_path(tmp_path):
+    assert decode_image(save(Image.fromarray(RGB), tmp_path / "图像 é.png")).shape == (3, HEIGHT, WIDTH)
+
+
+# --- EXIF orientation: 6 means that the stored image must be turned clockwise ----------------------------
+
+
+def turned(tmp_path, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    return save(Image.fromarray(RGB), tmp_path / "a.png", exif=exif)
+
+
+@pytest.mark.parametrize(
+    ("orientation", "size", "expected"),
+    [
+        (6, (WIDTH, HEIGHT), np.rot90(RGB, -1)),
+        (6, (HEIGHT, WIDTH), RGB),
+        (6, None, np.rot90(RGB, -1)),
+        (3, (HEIGHT, WIDTH), np.rot90(RGB, 2)),
+        (1, (HEIGHT, WIDTH), RGB),
+    ],
+    ids=["boxes on the turned image", "boxes on the stored image", "no size", "upside down", "upright"],
+)
+def test_orientation_follows_the_recorded_size(tmp_path, orientation, size, expected):
+    path = turned(tmp_path, orientation)
+    assert torch.equal(decode_image(path, size), tensor(expected))
+    assert exif_orientation(path) == orientation
+
+
+def test_no_exif_means_upright(tmp_path):
+    assert exif_orientation(save(Image.fromarray(RGB), tmp_path / "a.png")) == 1
+
+
+# --- faults ----------------------------------------------------------------------------------------------
+
+
+def fault(path, size=None):
+    with pytest.raises(DatasetError) as raised:
+        decode_image(path, size)
+    return str(raised.value)
+
+
+def test_missing_file(tmp_path):
+    assert fault(tmp_path / "a.png") == (
+        f"{tmp_path / 'a.png'}: expected an image file, got 'No such file or directory'. "
+        "Check the file name and the folder of the images."
+    )
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "bmp", "tif", "webp"])
+def test_truncated_file(tmp_path, suffix):
+    noise = np.random.default_rng(1).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    path = save(Image.fromarray(noise), tmp_path / f"a.{suffix}")
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2])
+    message = fault(path)
+    assert message.startswith(f"{path}: expected a whole image file, got a damaged one (")
+    assert message.endswith(
+        f", {len(content) // 2} bytes). Restore the file, or remove the image from the annotation file."
+    )
+
+
+def test_a_jpeg_that_lacks_its_last_bytes(tmp_path):
+    noise = np.random.default_rng(1).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    path = save(Image.fromarray(noise), tmp_path / "a.jpg")
+    path.write_bytes(path.read_bytes()[:-6])
+    assert "image file is truncated" in fault(path)
+
+
+def test_a_png_with_a_flipped_bit(tmp_path):
+    stream = io.BytesIO()
+    Image.fromarray(RGB).save(stream, "PNG")
+    content = bytearray(stream.getvalue())
+    content[60] ^= 1
+    (tmp_path / "a.png").write_bytes(content)
+    assert "got a damaged one (" in fault(tmp_path / "a.png")
+
+
+@pytest.mark.parametrize("content", [b"", b"hello", b"\xff\xd8", b"<html>404</html>" * 99])
+def test_no_image(tmp_path, content):
+    path = tmp_path / "a.jpg"
+    path.write_bytes(content)
+    assert fault(path) == (
+        f"{path}: expected a whole image file, got a damaged one (no known image format, "
+        f"{len(content)} bytes). Restore the file, or remove the image from the annotation file."
+    )
+
+
+def test_another_size_than_recorded(tmp_path):
+    path = save(Image.fromarray(RGB), tmp_path / "a.png")
+    assert fault(path, (HEIGHT, WIDTH + 1)) == (
+        f"{path}: expected 9x6 pixels (width x height) as the annotation file records, got 8x6. "
+        "Correct 'width' and 'height', or restore the image that was annotated."
+    )

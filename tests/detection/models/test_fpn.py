@@ -1,0 +1,33 @@
+import pytest
+import torch
+import torch.nn.functional as F
+
+from sparsedet.detection.models.fpn import FPNConfig
+
+FEATURES = [torch.randn(1, 3, 9, 10), torch.randn(1, 5, 5, 5)]
+
+
+@pytest.mark.parametrize("norm", ["batch_norm", "none"])
+@pytest.mark.parametrize("extra", ["conv", "pool"])
+def test_maps_follow_the_definition(norm, extra):
+    fpn = FPNConfig(channels=4, num_levels=4, extra=extra, norm=norm).build((3, 5), lowest_level=3).eval()
+    maps = fpn(FEATURES)
+    top = fpn.lateral["4"](FEATURES[1])
+    fine = fpn.lateral["3"](FEATURES[0]) + F.interpolate(top, size=(9, 10), mode="nearest")
+    expected = [fpn.output["3"](fine), fpn.output["4"](top)]
+    if extra == "conv":
+        expected.append(fpn.extra["5"](top))
+        expected.append(fpn.extra["6"](expected[-1]))
+    else:
+        expected.append(expected[-1][:, :, ::2, ::2])
+        expected.append(expected[-1][:, :, ::2, ::2])
+    assert [tuple(m.shape[-2:]) for m in maps] == [(9, 10), (5, 5), (3, 3), (2, 2)]
+    for actual, wanted in zip(maps, expected, strict=True):
+        torch.testing.assert_close(actual, wanted)
+
+
+def test_pooling_and_missing_extra_levels_have_no_parameters():
+    plain = FPNConfig(channels=4, num_levels=2).build((3, 5), lowest_level=3)
+    pooled = FPNConfig(channels=4, num_levels=4, extra="pool").build((3, 5), lowest_level=3)
+    assert len(plain(FEATURES)) == 2
+    assert set(plain.state_dict()) == set(pooled.state_dict())

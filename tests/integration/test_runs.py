@@ -1,0 +1,248 @@
+"""Whole runs at tiny size, from the recipe file to the files in the run folder."""
+
+import json
+import shutil
+
+import pytest
+import torch
+
+from sparsedet.benchmark.console import Console
+from sparsedet.benchmark.evaluation import evaluate_checkpoint
+from sparsedet.benchmark.suite import load_suite, run_suite
+from sparsedet.benchmark.verify import verify_checkpoint
+from sparsedet.common.checkpoint import load_checkpoint
+from sparsedet.common.errors import CheckpointError, ConfigError, UnreachableTargetError
+from sparsedet.report import render, write_report
+from sparsedet.report.record import read_records
+
+LEVELS = "sparsity={schedule: {type: level_wise, levels: [0.5, 0.8]}, targets: {exclude: [backbone.conv1]}}"
+SUITE = """\
+title: Tiny
+experiments:
+- {name: dense, family: tiny nets, label: tiny, recipe: tiny.yaml}
+- name: lamp
+  family: tiny nets
+  label: tiny
+  start: dense
+  recipe:
+    base: tiny.yaml
+    published_ap: [0.4, 0.3]
+    sparsity: {schedule: {type: level_wise, levels: [0.5, 0.8]}, targets: {exclude: [backbone.conv1]}}
+- name: control
+  family: tiny nets
+  label: tiny
+  start: dense
+  recipe:
+    base: tiny.yaml
+    dense_control: true
+    sparsity: {schedule: {type: level_wise, levels: [0.5, 0.8]}}
+- name: two-four
+  family: tiny nets
+  label: tiny
+  start: dense
+  recipe: {base: tiny.yaml, sparsity: {pattern: {type: n_m}, schedule: {type: one_shot}}}
+"""
+
+
+def run(path, folder, *overrides):
+    return run_suite(load_suite(path, overrides), folder, "cpu", Console(quiet=True))
+
+
+@pytest.fixture(scope="module")
+def suite_run(tiny_recipe_text, tmp_path_factory):
+    """Folder of a finished run of `SUITE`, and its records."""
+    folder = tmp_path_factory.mktemp("suite")
+    (folder / "tiny.yaml").write_text(tiny_recipe_text)
+    (folder / "suite.yaml").write_text(SUITE)
+    records = run(folder / "suite.yaml", folder / "run")
+    return folder / "run", {(record.experiment, record.level): record for record in records}
+
+
+def test_a_suite_gives_a_record_for_each_level(suite_run):
+    folder, records = suite_run
+    assert list(records) == [
+        ("dense", None),
+        ("lamp", 0),
+        ("lamp", 1),
+        ("control", 0),
+        ("control", 1),
+        ("two-four", 0),
+    ]
+    dense, last, pruned = records["dense", None], records["lamp", 1], records["two-four", 0]
+    assert dense.initial_weights == "from scratch"
+    assert last.initial_weights == "dense, level None" or last.initial_weights == "dense, level 0"
+    assert (last.target_sparsity, last.steps, last.published_ap, last.scheduler) == (
+        0.8,
+        2,
+        0.3,
+        "level_wise",
+    )
+    assert (pruned.pattern, pruned.scheduler, pruned.allocation) == ("2:4", "one_shot", None)
+    assert records["control", 1].measured_sparsity == 0.0
+    for (name, _), record in records.items():
+        assert set(record.metrics) >= {"ap", "ap50", "ap75", "ap_small", "ar100"}
+        assert (record.ap_after_pruning is not None) == (name in ("lamp", "two-four"))
+    assert read_records(folder / "lamp")[0] == (records["lamp", 0], records["lamp", 1])
+
+
+def test_zeros_in_the_files_are_exactly_those_asked_for(suite_run):
+    folder, records = suite_run
+    for level, target in enumerate((0.5, 0.8)):
+        weights = load_checkpoint(folder / "lamp" / f"sparsity-{target}" / "checkpoint.pt")["model"]
+        kernels = [value for value in weights.values() if value.ndim == 4]
+        num_weights = sum(kernel.numel() for kernel in kernels)
+        num_zeros = sum(int((kernel == 0).sum()) for kernel in kernels)
+        assert num_zeros == round(target * num_weights)
+        assert records["lamp", level].measured_sparsity == num_zeros / num_weights
+        assert int((weights["backbone.conv1.weight"] == 0).sum()) == 0
+
+
+def test_later_masks_contain_earlier_ones(suite_run):
+    folder, _ = suite_run
+    first, second = (load_checkpoint(folder / "lamp" / f"sparsity-{s}" / "checkpoint.pt")["model"] for s in (0.5, 0.8))
+    for name, weight in first.items():
+        if weight.ndim == 4:
+            assert bool((second[name][weight == 0] == 0).all())
+
+
+def test_saved_detections_evaluate_to_the_recorded_numbers(suite_run):
+    folder, records = suite_run
+    for record in records.values():
+        level = folder / record.experiment / record.folder
+        again = evaluate_checkpoint(level / "checkpoint.pt", detections=level / "detections.json")
+        assert again == record.metrics
+
+
+def test_a_checkpoint_evaluates_to_the_recorded_numbers(suite_run, tmp_path):
+    folder, records = suite_run
+    record = records["lamp", 1]
+    metrics = evaluate_checkpoint(
+        folder / "lamp" / record.folder / "checkpoint.pt", save_detections=tmp_path / "found.json"
+    )
+    assert metrics == record.metrics
+    assert json.loads((tmp_path / "found.json").read_text()) == json.loads(
+        (folder / "lamp" / record.folder / "detections.json").read_text()
+    )
+
+
+def test_verify_accepts_what_is_sparse_and_finds_what_is_not(suite_run, tmp_path):
+    folder, _ = suite_run
+    for name in ("dense/dense", "lamp/sparsity-0.8", "two-four/sparsity-0.5"):
+        assert verify_checkpoint(folder / name / "checkpoint.pt").faults == ()
+    content = load_checkpoint(folder / "two-four" / "sparsity-0.5" / "checkpoint.pt")
+    name, mask = next(iter(content["sparsifier"]["masks"].items()))
+    content["model"][name][~mask] = -0.0
+    torch.save(content, tmp_path / "minus.pt")
+    assert f"{name}: expected +0.0 at" in verify_checkpoint(tmp_path / "minus.pt").faults[0]
+    content["model"][name] = torch.ones_like(content["model"][name])
+    torch.save(content, tmp_path / "ones.pt")
+    assert any(
+        "expected at most 2 of every 4 weights" in fault for fault in verify_checkpoint(tmp_path / "ones.pt").faults
+    )
+
+
+def test_an_interrupted_suite_goes_on_to_the_same_bits(suite_run, tmp_path):
+    folder, records = suite_run
+    again = tmp_path / "run"
+    shutil.copytree(folder, again)
+    shutil.rmtree(again / "lamp" / "sparsity-0.8")
+    shutil.rmtree(again / "two-four")
+    kept = again / "lamp" / "sparsity-0.5" / "checkpoint.pt"
+    before = kept.stat().st_mtime_ns
+    resumed = run(folder.parent / "suite.yaml", again)
+    assert kept.stat().st_mtime_ns == before
+    assert [record.metrics for record in resumed] == [record.metrics for record in records.values()]
+    for level in ("lamp/sparsity-0.8", "two-four/sparsity-0.5"):
+        one, other = (load_checkpoint(root / level / "checkpoint.pt") for root in (folder, again))
+        assert all(torch.equal(one["model"][key], other["model"][key]) for key in one["model"])
+    steps = [json.loads(line)["step"] for line in (again / "lamp" / "metrics.jsonl").read_text().splitlines()]
+    assert steps == [0, 1, 2, 3]
+
+
+def test_the_report_of_a_run(suite_run):
+    folder, records = suite_run
+    files = write_report(folder)
+    assert {file.name for file in files} >= {"report.html", "table.rst", "table.md", "table.csv"}
+    text = render(folder, "rst")
+    assert "Network(config)/sparsity" in text
+    assert f"{records['lamp', 1].metrics['ap'] * 100:.1f}" in text
+    page = (folder / "report.html").read_text()
+    assert "http://" not in page.replace("http://www.w3.org", "").replace("http://purl.org", "").replace(
+        "http://creativecommons.org", ""
+    )
+
+
+def test_a_folder_of_another_recipe_is_refused(suite_run, tmp_path):
+    folder, _ = suite_run
+    with pytest.raises(
+        ConfigError,
+        match=r"dense: expected a run of this recipe, got one that differs in seed \(0 there, 1 here\)",
+    ):
+        run(folder.parent / "suite.yaml", folder, "seed=1")
+
+
+def test_a_start_checkpoint_of_another_model_or_other_classes_is_refused(suite_run, tiny_recipe, tmp_path):
+    folder, _ = suite_run
+    checkpoint = folder / "dense" / "dense" / "checkpoint.pt"
+    with pytest.raises(
+        CheckpointError, match=r"expected the weights of this detector, got another model's: .*has shape"
+    ):
+        run(tiny_recipe, tmp_path / "a", f"initial_checkpoint={checkpoint}", "detector.neck.channels=24")
+    content = load_checkpoint(checkpoint)
+    content["categories"] = [[3, "bright"], [7, "gloomy"]]
+    torch.save(content, tmp_path / "other.pt")
+    with pytest.raises(
+        CheckpointError,
+        match=r"expected a detector of the 2 classes \['bright', 'dark'\], got one of the 2 classes",
+    ):
+        run(tiny_recipe, tmp_path / "b", f"initial_checkpoint={tmp_path / 'other.pt'}")
+
+
+def test_an_unreachable_target_names_the_maximum_and_writes_no_record(tiny_recipe, tmp_path):
+    with pytest.raises(UnreachableTargetError, match=r"expected at most 0\.\d+ .* got 0\.9"):
+        run(
+            tiny_recipe,
+            tmp_path / "run",
+            "sparsity={schedule: {type: one_shot, sparsity: 0.9}, targets: {exclude: ['backbone.layer3.*']}}",
+        )
+    assert not (tmp_path / "run" / "tiny" / "records.jsonl").exists()
+
+
+def test_pruning_without_training(tiny_recipe, tmp_path):
+    (record,) = run(
+        tiny_recipe,
+        tmp_path / "run",
+        "training.steps=0",
+        "sparsity={schedule: {type: one_shot, sparsity: 0.5}}",
+    )
+    assert record.steps == 0
+    assert record.loss is None
+    assert record.measured_sparsity == pytest.approx(0.5, abs=1e-4)
+    assert record.metrics["ap"] == record.ap_after_pruning
+
+
+def test_expected_steps_must_hold(tiny_recipe, tmp_path):
+    with pytest.raises(ConfigError, match="expected_steps: expected 7 steps, got 4"):
+        run(tiny_recipe, tmp_path / "run", "expected_steps=7")
+
+
+def test_an_analysis_is_written_where_the_recipe_asks_for_it(tiny_recipe, tmp_path):
+    run(tiny_recipe, tmp_path / "run", LEVELS, "write_analysis=true")
+    rows = json.loads((tmp_path / "run" / "tiny" / "analysis" / "layers.json").read_text())
+    assert rows[0]["name"] == "backbone.conv1.weight"
+    assert rows[0]["chosen"] is False
+    assert "backbone.conv1" in rows[0]["reason"]
+    total = sum(row["num_weights"] for row in rows)
+    for target in (0.5, 0.8):
+        zeros = sum(row["num_weights"] * row[f"allocated_{target}"] for row in rows)
+        assert round(zeros) == round(target * total)
+
+
+def test_both_evaluators_give_the_same_numbers_on_detections_of_a_trained_model(suite_run, tiny_data):
+    folder, records = suite_run
+    record = records["dense", None]
+    level = folder / "dense" / "dense"
+    metrics = evaluate_checkpoint(
+        level / "checkpoint.pt", ("evaluation.evaluator=pycocotools",), detections=level / "detections.json"
+    )
+    assert metrics == pytest.approx(record.metrics, abs=1e-12)

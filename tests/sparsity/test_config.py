@@ -1,0 +1,122 @@
+"""The ``sparsity:`` block: defaults, combinations that are refused, and reading from YAML."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from sparsedet.common.config import dump, validate
+from sparsedet.common.document import parse_yaml
+from sparsedet.common.errors import ConfigError
+from sparsedet.sparsity import (
+    NM,
+    Energy,
+    Lamp,
+    LevelWise,
+    Magnitude,
+    OneShot,
+    SparsityConfig,
+    Targets,
+    Unstructured,
+)
+
+HALF = OneShot(sparsity=0.5)
+HALF_YAML = "schedule: {type: one_shot, sparsity: 0.5}"
+
+
+def read(text):
+    return validate(SparsityConfig, parse_yaml(text, "recipe.yaml", Path()))
+
+
+def test_defaults():
+    config = SparsityConfig(schedule=HALF)
+    assert config.targets == Targets(include=("*",), exclude=(), include_frozen=False)
+    assert config.criterion == Magnitude()
+    assert config.pattern == Unstructured()
+    assert config.allocation == Lamp()
+    assert (config.scope, config.input_shape) == ("all", None)
+    assert SparsityConfig(schedule=OneShot(), pattern=NM()).allocation is None
+
+
+def test_yaml():
+    config = read("""
+targets: {exclude: [backbone.conv1, "head.*_pred"]}
+allocation: {type: energy, tuning: 1.5}
+schedule: {type: level_wise, levels: [0.3, 0.9], shares: [1, 2]}
+scope: chosen
+input_shape: [1, 3, 64, 64]
+""")
+    assert config == SparsityConfig(
+        targets=Targets(exclude=("backbone.conv1", "head.*_pred")),
+        allocation=Energy(tuning=1.5),
+        schedule=LevelWise(levels=(0.3, 0.9), shares=(1, 2)),
+        scope="chosen",
+        input_shape=(1, 3, 64, 64),
+    )
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        SparsityConfig(schedule=LevelWise(levels=(0.3, 0.9), shares=(1, 2)), allocation=Energy()),
+        SparsityConfig(schedule=OneShot(), pattern=NM(n=1)),
+        SparsityConfig(schedule=LevelWise(levels=(0.5, 0.5)), pattern=NM()),
+    ],
+)
+def test_the_resolved_block_reads_back_equal(config):
+    assert SparsityConfig.model_validate(dump(config)) == config
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "schedule: {type: one_shot}",
+            "recipe.yaml: top level: schedule.sparsity: expected a number in [0, 1) with the unstructured "
+            "pattern, got null. Write for example sparsity: 0.8.",
+        ),
+        (
+            "schedule: {type: one_shot, sparsity: 0.6}\npattern: {type: n_m}",
+            "schedule: expected the sparsity 0.5 that the pattern 2:4 gives, got [0.6]. "
+            "Correct it, or use the pattern type 'unstructured'.",
+        ),
+        ("schedule: {type: level_wise, levels: [0.5, 0.75]}\npattern: {type: n_m}", "got [0.5, 0.75]"),
+        (
+            "schedule: {type: one_shot}\npattern: {type: n_m}\nallocation: {type: lamp}",
+            "allocation: expected null with the pattern 2:4, which gives every tensor the same share, "
+            "got 'lamp'. Remove the key.",
+        ),
+        (
+            f"{HALF_YAML}\nallocation: null",
+            "allocation: expected a rule with the unstructured pattern, got null. Write type: lamp.",
+        ),
+        (
+            f"{HALF_YAML}\nallocation: {{type: lmap}}",
+            "allocation.type: expected one of ['energy', 'erk', 'global', 'lamp', 'uniform'], got 'lmap'. "
+            "Did you mean 'lamp'?",
+        ),
+        (
+            "schedule: {type: level_wise, levels: [0.5, 0.3]}",
+            "recipe.yaml:1: schedule.levels: expected levels that never fall, got [0.5, 0.3]. Sort them.",
+        ),
+        ("schedule: {type: level_wise, levels: [30]}", "schedule.levels[0]: expected less than 1, got 30"),
+        ("schedule: {type: one_shot, sparsity: 1.0}", "schedule.sparsity: expected less than 1, got 1.0"),
+        ("schedule: {type: one_shot, sparsity: half}", "schedule.sparsity: expected a valid number, got"),
+        ("pattern: {type: n_m}", "schedule: expected a value, got nothing"),
+        (
+            f"{HALF_YAML}\nallocations: {{type: lamp}}",
+            "got the unknown key 'allocations'. Did you mean 'allocation'?",
+        ),
+        (
+            f"{HALF_YAML}\ntargets: {{include: ['re:(']}}",
+            "targets.include: expected a regular expression after 're:', got 're:('",
+        ),
+        (
+            f"{HALF_YAML}\ncriterion: {{type: random}}",
+            "criterion.type: expected 'magnitude', got 'random'",
+        ),
+    ],
+)
+def test_bad_blocks_are_refused(text, message):
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        read(text)
