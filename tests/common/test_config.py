@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 import pytest
 from pydantic import Field
 
-from sparsedet.common.config import ConfigModel, dump, dump_yaml, validate
+from sparsedet.common.config import ConfigModel, dump, to_yaml, validate
 from sparsedet.common.document import apply_overrides, merge, parse_yaml, read_yaml
 from sparsedet.common.errors import ConfigError
 
@@ -145,5 +145,7 @@ def test_merge_keeps_the_place_each_value_came_from():
 
 def test_what_is_dumped_reads_back_equal(tmp_path):
     drawing = read("number: 3\nshape: {type: polygon, sides: [1e-7, 0.1]}\nfile: a\n")
-    dump_yaml(dump(drawing), tmp_path / "d.yaml")
+    (tmp_path / "d.yaml").write_text(to_yaml(dump(drawing)))
+    assert "circles: []" in to_yaml(dump(drawing))
+    assert to_yaml({"a": None}) == "a: null\n"
     assert validate(Drawing, read_yaml(tmp_path / "d.yaml")) == drawing

@@ -22,9 +22,7 @@ def test_defaults_read_back_equal(name):
 
 
 @settings(max_examples=100, deadline=None, derandomize=True)
-@given(
-    low=st.tuples(RANKS, st.floats(0, 1), ENERGIES), up=st.tuples(st.floats(0, 50), st.floats(0, 1), ENERGIES)
-)
+@given(low=st.tuples(RANKS, st.floats(0, 1), ENERGIES), up=st.tuples(st.floats(0, 50), st.floats(0, 1), ENERGIES))
 def test_keys_never_fall(name, low, up):
     """`select_counts` brackets the keys of a bucket by those of its borders: they must rise."""
     tensor = TensorSummary("layer.weight", (10, 20), energy=100.0, depth=1)
@@ -32,9 +30,7 @@ def test_keys_never_fall(name, low, up):
     assert 0 <= ALLOCATIONS[name]().key(tensor, *first) <= ALLOCATIONS[name]().key(tensor, *second) < np.inf
 
 
-@pytest.mark.parametrize(
-    "scores", [np.zeros(50), np.ones(50), np.arange(50), np.full(50, 1e-42), np.full(50, 3e38)]
-)
+@pytest.mark.parametrize("scores", [np.zeros(50), np.ones(50), np.arange(50), np.full(50, 1e-42), np.full(50, 3e38)])
 def test_any_scores_give_the_asked_count(name, scores):
     tensors = [ScoredTensor(key, (5, 10), scores.astype(np.float32)) for key in ("a", "b")]
     for target in (0, 1, 50, 97, 98):

@@ -112,8 +112,7 @@ DIVERGED = "The detector may have diverged: lower its learning rate."
     [
         (
             {"score": math.nan},
-            ": expected 4 finite numbers as bbox and a finite score, got [1, 1, 5, 5] and "
-            f"nan for image 1. {DIVERGED}",
+            f": expected 4 finite numbers as bbox and a finite score, got [1, 1, 5, 5] and nan for image 1. {DIVERGED}",
         ),
         (
             {"bbox": [1, 1, math.inf, 5]},
@@ -122,8 +121,11 @@ DIVERGED = "The detector may have diverged: lower its learning rate."
         ),
         (
             {"bbox": [1, 1, 5]},
-            ": expected 4 finite numbers as bbox and a finite score, got [1, 1, 5] and 0.9 "
-            f"for image 1. {DIVERGED}",
+            f": expected 4 finite numbers as bbox and a finite score, got [1, 1, 5] and 0.9 for image 1. {DIVERGED}",
+        ),
+        (
+            {"bbox": None},
+            f": expected 4 finite numbers as bbox and a finite score, got None and 0.9 for image 1. {DIVERGED}",
         ),
         (
             {"image_id": 9},
@@ -161,9 +163,7 @@ def test_to_coco_results_scales_each_side_and_gives_category_ids():
         scores=torch.tensor([0.5, 0.25]),
         labels=torch.tensor([1, 0]),
     )
-    assert to_coco_results(
-        found, 7, image_size=(50, 100), original_size=(100, 400), category_ids=(3, 90)
-    ) == [
+    assert to_coco_results(found, 7, image_size=(50, 100), original_size=(100, 400), category_ids=(3, 90)) == [
         {"image_id": 7, "category_id": 90, "bbox": [40.0, 40.0, 80.0, 60.0], "score": 0.5},
         {"image_id": 7, "category_id": 3, "bbox": [0.0, 0.0, 4.0, 2.0], "score": 0.25},
     ]

@@ -83,9 +83,7 @@ def reference(truth_path, results_path):
     [(0, 12, 0.0, 2, 3), (1, 20, 0.3, 3, 5), (2, 5, 0.0, 1, 150), (3, 4, 1.0, 2, 4), (4, 8, 0.1, 0, 3)],
     ids=["plain", "crowds", "more than 100 an image", "crowds only", "nothing near"],
 )
-def test_twelve_numbers_equal_pycocotools(
-    tmp_path, evaluator, seed, num_images, crowd_share, per_object, per_image
-):
+def test_twelve_numbers_equal_pycocotools(tmp_path, evaluator, seed, num_images, crowd_share, per_object, per_image):
     random = np.random.default_rng(seed)
     truth = make_truth(random, num_images, crowd_share)
     results = make_results(random, truth, per_object, per_image)

@@ -34,17 +34,13 @@ print(sorted(name for name in sys.modules if name.startswith("sparsedet.")))
 
 
 def test_works_where_torchvision_cannot_be_imported():
-    result = subprocess.run(
-        [sys.executable, "-c", WITHOUT_TORCHVISION], capture_output=True, text=True, check=False
-    )
+    result = subprocess.run([sys.executable, "-c", WITHOUT_TORCHVISION], capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
     assert result.stdout.startswith("0.9\n")
     assert "sparsedet.detection" not in result.stdout
 
 
-MODULES = [
-    module.name for module in pkgutil.walk_packages(sparsedet.sparsity.__path__, "sparsedet.sparsity.")
-]
+MODULES = [module.name for module in pkgutil.walk_packages(sparsedet.sparsity.__path__, "sparsedet.sparsity.")]
 
 
 @pytest.mark.parametrize("name", ["sparsedet.sparsity", *MODULES])

@@ -69,9 +69,7 @@ def test_stride_groups(sizes, groups):
 def test_shared_weights_are_counted_under_their_name():
     first, second = nn.Linear(4, 4), nn.Linear(4, 4)
     second.weight = first.weight
-    assert profile_model(nn.Sequential(first, second, first), (torch.zeros(1, 4),)).num_macs == {
-        "0.weight": 48
-    }
+    assert profile_model(nn.Sequential(first, second, first), (torch.zeros(1, 4),)).num_macs == {"0.weight": 48}
 
 
 def test_a_layer_that_is_not_called_has_no_macs():

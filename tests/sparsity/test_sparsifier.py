@@ -74,18 +74,14 @@ def test_input_shape_of_the_config_is_used(detector):
     config = SparsityConfig(schedule=OneShot(sparsity=0.5), input_shape=(1, 3, 16, 32))
     assert Sparsifier(detector, config).profile.network_input_size == 32
     assert Sparsifier(detector.double(), config).profile.network_input_size == 32
-    assert (
-        Sparsifier(detector, config, (torch.zeros(1, 3, 64, 64).double(),)).profile.network_input_size == 64
-    )
+    assert Sparsifier(detector, config, (torch.zeros(1, 3, 64, 64).double(),)).profile.network_input_size == 64
     assert Sparsifier(detector, LEVELS).profile is None
 
 
 @pytest.mark.parametrize("scope", ["all", "chosen"])
 def test_scope_says_what_the_target_is_a_share_of(scope, detector):
     targets = Targets(exclude=("fc", "cls_pred"))
-    config = SparsityConfig(
-        schedule=OneShot(sparsity=0.5), targets=targets, scope=scope, allocation=Uniform()
-    )
+    config = SparsityConfig(schedule=OneShot(sparsity=0.5), targets=targets, scope=scope, allocation=Uniform())
     sparsifier = Sparsifier(detector, config)
     sparsifier.prune_(0)
     found = sparsifier.measure()
@@ -107,9 +103,7 @@ def test_unreachable_target_is_refused_before_training():
     )
     with pytest.raises(UnreachableTargetError, match=re.escape(message)):
         Sparsifier(model, config)
-    Sparsifier(
-        model, SparsityConfig(schedule=OneShot(sparsity=0.495), targets=Targets(exclude=("1",)))
-    ).prune_(0)
+    Sparsifier(model, SparsityConfig(schedule=OneShot(sparsity=0.495), targets=Targets(exclude=("1",)))).prune_(0)
     assert int((model[0].weight == 0).sum()) == 198
 
 
@@ -130,9 +124,18 @@ def test_later_masks_contain_earlier_ones_whatever_the_weights_did(allocation, d
             detector.get_parameter(name).copy_(torch.where(mask, 0.01 * torch.randn(mask.shape), 5.0))
     sparsifier.prune_(1)
     assert all(not (sparsifier.masks[name] & ~mask).any() for name, mask in first.items())
-    assert all(
-        zero_bits(detector.get_parameter(name))[~mask].all() for name, mask in sparsifier.masks.items()
-    )
+    assert all(zero_bits(detector.get_parameter(name))[~mask].all() for name, mask in sparsifier.masks.items())
+
+
+def test_pruned_weights_stay_pruned_where_others_became_zero(bag):
+    model = bag(a=nn.Linear(10, 1), b=nn.Linear(10, 1))
+    nn.init.ones_(model.a.weight)
+    nn.init.constant_(model.b.weight, 0.1)
+    sparsifier = Sparsifier(model, SparsityConfig(schedule=LevelWise(levels=(0.25, 0.5)), allocation=Global()))
+    sparsifier.prune_(0)
+    nn.init.zeros_(model.a.weight)  # all as small as the five that are pruned, and earlier in the order
+    sparsifier.prune_(1)
+    assert {name: int((~mask).sum()) for name, mask in sparsifier.masks.items()} == {"a.weight": 5, "b.weight": 5}
 
 
 def test_pruning_a_level_twice_changes_nothing(detector):
@@ -151,9 +154,7 @@ def test_pruning_a_level_twice_changes_nothing(detector):
 def test_levels_that_cannot_be_pruned_are_refused(level, detector):
     sparsifier = Sparsifier(detector, LEVELS)
     sparsifier.prune_(1)
-    with pytest.raises(
-        ConfigError, match=rf"level: expected 1 \(pruned so far\) to 2 \(the last\), got {level}."
-    ):
+    with pytest.raises(ConfigError, match=rf"level: expected 1 \(pruned so far\) to 2 \(the last\), got {level}."):
         sparsifier.prune_(level)
 
 
@@ -243,9 +244,7 @@ def test_copies_hold_the_zeros_and_nothing_else(detector):
     torch.save(detector, stream)
     stream.seek(0)
     for twin in (copy.deepcopy(detector), torch.load(stream, weights_only=False)):
-        assert all(
-            torch.equal(value, twin.state_dict()[name]) for name, value in detector.state_dict().items()
-        )
+        assert all(torch.equal(value, twin.state_dict()[name]) for name, value in detector.state_dict().items())
         plain = torch.optim.SGD(twin.parameters(), lr=0.1, momentum=0.9)
         train_step(twin, plain)
         assert (twin.tower.weight != 0).float().mean() > 0.5  # a copy is a plain model: it trains dense
@@ -259,9 +258,7 @@ def test_an_averaged_copy_can_be_pruned_alike(detector):
     averaged = torch.optim.swa_utils.AveragedModel(detector)
     sparsifier.prune_(2)
     sparsifier.apply_(averaged)
-    assert all(
-        zero_bits(averaged.module.get_parameter(name))[~mask].all() for name, mask in sparsifier.masks.items()
-    )
+    assert all(zero_bits(averaged.module.get_parameter(name))[~mask].all() for name, mask in sparsifier.masks.items())
 
 
 def test_wrapped_models_are_seen_through(detector):

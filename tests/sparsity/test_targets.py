@@ -45,9 +45,7 @@ def test_grammar(detector, include, exclude, expected):
 
 
 def test_table_gives_a_reason_for_every_weight(detector):
-    targets = Targets(
-        include=("backbone.*", "type:Linear", "tower", "cls_pred"), exclude=("backbone.c*", "cls_pred")
-    )
+    targets = Targets(include=("backbone.*", "type:Linear", "tower", "cls_pred"), exclude=("backbone.c*", "cls_pred"))
     rows = targets.select(find_weights(detector), Unstructured())
     assert [(row.name, row.chosen, row.reason) for row in rows] == [
         ("backbone.conv1.weight", False, "exclude 'backbone.c*'"),
@@ -116,6 +114,7 @@ def test_frozen_weights_on_request(detector):
         ({"exclude": ("Conv2d",)}, "Did you mean 'type:Conv2d'?"),
         ({"exclude": ("type:Conv2D",)}, "Did you mean 'type:Conv2d'?"),
         ({"exclude": ("re:conv1",)}, "got 're:conv1', which matches none"),
+        ({"exclude": ("re:tow",)}, "got 're:tow', which matches none"),
         (
             {"include": ()},
             "sparsity.targets: expected at least one weight to prune, got none (7 × not in include). Widen",
@@ -180,9 +179,7 @@ class TinyPart(nn.Module):
 
 
 def test_a_submodule_called_module_keeps_its_name():
-    assert [weight.name for weight in find_weights(nn.ModuleDict({"module": nn.Linear(2, 2)}))] == [
-        "module.weight"
-    ]
+    assert [weight.name for weight in find_weights(nn.ModuleDict({"module": nn.Linear(2, 2)}))] == ["module.weight"]
     assert [weight.name for weight in find_weights(nn.Linear(2, 2))] == ["weight"]
 
 
@@ -196,7 +193,5 @@ def test_computed_weights_are_left_out_with_the_reason():
 
 
 def test_lazy_layers_are_refused():
-    with pytest.raises(
-        ConfigError, match=r"model: expected weights with a shape, got the lazy layer '0.weight'"
-    ):
+    with pytest.raises(ConfigError, match=r"model: expected weights with a shape, got the lazy layer '0.weight'"):
         find_weights(nn.Sequential(nn.LazyLinear(4)))

@@ -32,9 +32,7 @@ OPTIMIZERS = {
 
 def tiny():
     torch.manual_seed(0)
-    return nn.Sequential(
-        nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(128, 4)
-    )
+    return nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(128, 4))
 
 
 def loss_of(model, seed):
@@ -50,9 +48,7 @@ def is_plus_zero(weight):
 def test_pruned_weights_are_plus_zero_after_every_step(name):
     model = tiny()
     optimizer = OPTIMIZERS[name](model.parameters())
-    sparsifier = Sparsifier(
-        model, SparsityConfig(schedule=LevelWise(levels=(0.0, 0.5, 0.9)), allocation=Uniform())
-    )
+    sparsifier = Sparsifier(model, SparsityConfig(schedule=LevelWise(levels=(0.0, 0.5, 0.9)), allocation=Uniform()))
     sparsifier.attach(optimizer)
     before = model[0].weight.detach().clone()
 
@@ -65,12 +61,8 @@ def test_pruned_weights_are_plus_zero_after_every_step(name):
     for step in range(6):
         sparsifier.before_step(step, 6)
         optimizer.step(closure)
-        for parameter, mask in zip(
-            (model[0].weight, model[4].weight), sparsifier.masks.values(), strict=True
-        ):
-            assert torch.equal(
-                is_plus_zero(parameter)[~mask], torch.ones(int((~mask).sum()), dtype=torch.bool)
-            )
+        for parameter, mask in zip((model[0].weight, model[4].weight), sparsifier.masks.values(), strict=True):
+            assert torch.equal(is_plus_zero(parameter)[~mask], torch.ones(int((~mask).sum()), dtype=torch.bool))
             assert parameter.isfinite().all()
     kept = sparsifier.masks["0.weight"]
     assert (model[0].weight[kept] != before[kept]).any()  # the others do train
@@ -110,9 +102,7 @@ def test_under_autocast_and_a_gradient_scaler(dtype):
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         scaler.step(optimizer)
         scaler.update()
-        assert all(
-            is_plus_zero(model.get_parameter(name))[~mask].all() for name, mask in sparsifier.masks.items()
-        )
+        assert all(is_plus_zero(model.get_parameter(name))[~mask].all() for name, mask in sparsifier.masks.items())
     assert sparsifier.measure().measured_sparsity == pytest.approx(0.9, abs=1e-3)
 
 
@@ -139,9 +129,7 @@ def test_clipping_does_not_count_pruned_entries():
     for _ in range(2):  # gradients of two passes add up
         (layer.weight * torch.tensor([[15.0, 1.5, 20.0, 2.0]])).sum().backward()
     assert nn.utils.clip_grad_norm_(layer.parameters(), 2.5).item() == pytest.approx(5.0)
-    assert layer.weight.grad.tolist() == [
-        [0.0, pytest.approx(1.5, rel=1e-5), 0.0, pytest.approx(2.0, rel=1e-5)]
-    ]
+    assert layer.weight.grad.tolist() == [[0.0, pytest.approx(1.5, rel=1e-5), 0.0, pytest.approx(2.0, rel=1e-5)]]
 
 
 def test_new_masks_clear_the_state_of_the_optimizer():

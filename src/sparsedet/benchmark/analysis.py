@@ -12,7 +12,7 @@ from torch import Tensor
 from sparsedet.benchmark.checkpoint import CHECKPOINT_FILE, build_detector, open_checkpoint
 from sparsedet.benchmark.recipe import Recipe, load_recipe
 from sparsedet.common.errors import ConfigError
-from sparsedet.common.files import write_atomically, write_json
+from sparsedet.common.files import write_json, write_text
 from sparsedet.detection.data.loader import val_loader
 from sparsedet.detection.data.splits import Splits, open_splits
 from sparsedet.sparsity import Measurement, Sparsifier
@@ -23,10 +23,15 @@ Row = dict[str, Any]
 def table(sparsifier: Sparsifier) -> list[Row]:
     """Return one row for each conv/linear weight: shape, MACs, stride group, in or out and why, sparsity per level.
 
+    Of a model that is pruned already, the measured sparsity and the levels still to come.
+
     Raises:
         UnreachableTargetError: a level cannot be reached.
     """
-    levels = sparsifier.allocate_levels()
+    first = 0 if sparsifier.level is None else sparsifier.level + 1
+    targets = sparsifier.target_sparsities[first:]
+    levels = sparsifier.allocate_levels(range(first, first + len(targets)))
+    measured = {layer.name: layer.sparsity for layer in sparsifier.measure().layers}
     profile = sparsifier.profile
     rows: list[Row] = []
     for selected in sparsifier.selection:
@@ -42,7 +47,9 @@ def table(sparsifier: Sparsifier) -> list[Row]:
                 "stride_group": profile.stride_groups[selected.name],
             }
         row |= {"chosen": selected.chosen, "reason": selected.reason}
-        for target, allocated in zip(sparsifier.target_sparsities, levels, strict=True):
+        if sparsifier.level is not None:
+            row["measured_sparsity"] = measured[selected.name]
+        for target, allocated in zip(targets, levels, strict=True):
             row[f"allocated_{target:g}"] = allocated.get(selected.name, 0.0)
         rows.append(row)
     return rows
@@ -51,8 +58,7 @@ def table(sparsifier: Sparsifier) -> list[Row]:
 def write(folder: Path, rows: list[Row]) -> None:
     """Write `rows` as ``layers.json`` and ``layers.csv`` into `folder`."""
     write_json(folder / "layers.json", rows)
-    text = to_csv(rows)
-    write_atomically(folder / "layers.csv", lambda stream: stream.write(text.encode()))
+    write_text(folder / "layers.csv", to_csv(rows))
 
 
 def to_csv(rows: list[Row]) -> str:
@@ -87,9 +93,10 @@ def analyze_file(path: Path, overrides: tuple[str, ...] = ()) -> list[Row]:
         ConfigError: the recipe prunes nothing.
         SparseDetError: the file or its data cannot be read, or the sparsity cannot be had.
     """
+    masks = None
     if path.suffix == Path(CHECKPOINT_FILE).suffix:
         saved = open_checkpoint(path, overrides)
-        recipe, model = saved.recipe, saved.model
+        recipe, model, masks = saved.recipe, saved.model, {"level": saved.level, "masks": saved.masks}
         splits = open_splits(recipe.data, recipe.seed)
     else:
         recipe = load_recipe(path, overrides).recipe
@@ -100,4 +107,7 @@ def analyze_file(path: Path, overrides: tuple[str, ...] = ()) -> list[Row]:
             f"{path}: sparsity: expected a recipe that prunes, got none. Add it with --set sparsity='{{…}}'."
         )
     inputs = example_inputs(recipe, splits, model.stride, torch.device("cpu"))
-    return table(Sparsifier(model, recipe.sparsity, inputs))
+    sparsifier = Sparsifier(model, recipe.sparsity, inputs)
+    if masks is not None:
+        sparsifier.load_state_dict(masks)
+    return table(sparsifier)

@@ -19,10 +19,10 @@ from sparsedet.benchmark.console import Console
 from sparsedet.benchmark.recipe import Recipe
 from sparsedet.benchmark.sparsity_callback import SparsityCallback
 from sparsedet.common.checkpoint import load_checkpoint, save_checkpoint
-from sparsedet.common.config import dump, dump_yaml, validate
+from sparsedet.common.config import dump, to_yaml, validate
 from sparsedet.common.document import read_yaml
 from sparsedet.common.errors import CheckpointError, ConfigError
-from sparsedet.common.files import write_json
+from sparsedet.common.files import write_json, write_text
 from sparsedet.common.runtime import environment, start, writable_folder
 from sparsedet.detection.data.loader import train_loader, val_loader
 from sparsedet.detection.data.splits import Splits, open_splits
@@ -99,7 +99,7 @@ class Experiment:
             self._check_same(validate(Recipe, read_yaml(path)), records[-1].data_hash, data.hash)
         else:
             samples.save(self.folder, data.val, self.recipe.evaluation.num_samples)
-            dump_yaml(dump(self.recipe), path)
+            write_text(path, to_yaml(dump(self.recipe)))
 
     def _check_same(self, recipe: Recipe, data_hash: str, new_data_hash: str) -> None:
         remedy = "Choose another folder with --output, or restore it."

@@ -119,7 +119,10 @@ def load_recipe(path: Path, overrides: tuple[str, ...] = ()) -> LoadedRecipe:
     Raises:
         ConfigError: with file, line, key path, what was expected and what was found.
     """
-    return finish_recipe(apply_overrides(with_base(read_yaml(path)), overrides))
+    document = read_yaml(path)
+    if "experiments" in document.data:
+        raise ConfigError(f"{path}: expected a recipe, got a suite of several. Give the recipe of one experiment.")
+    return finish_recipe(apply_overrides(with_base(document), overrides))
 
 
 def with_base(document: Document, seen: tuple[Path, ...] = ()) -> Document:

@@ -38,13 +38,9 @@ def _load(file: str, set_: list[str] | None) -> "Suite":
 
 
 def _print(suite: "Suite", as_json: bool) -> None:
-    from ruamel.yaml import YAML
-
     from sparsedet.benchmark.suite import resolved
+    from sparsedet.common.config import to_yaml
 
     recipes = resolved(suite)
     content = recipes if len(recipes) > 1 else next(iter(recipes.values()))
-    if as_json:
-        print(json.dumps(content))
-    else:
-        YAML().dump(content, sys.stdout)
+    print(json.dumps(content) if as_json else to_yaml(content), end="")

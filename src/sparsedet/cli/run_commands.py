@@ -86,7 +86,7 @@ def _run(name: str, changes: tuple[str, ...], output: Path | None, device: str, 
     if as_json:
         print(json.dumps([record.model_dump(mode="json") for record in records]))
     else:
-        print(render(folder, "rst"))
+        print(render(folder, "rst"), end="")
     print("written: " + ", ".join(str(file) for file in files), file=sys.stderr)
 
 
@@ -123,14 +123,14 @@ def report(
     ] = None,
 ) -> None:
     """Print or write the tables, plots and pictures of a run, finished or not."""
-    from sparsedet.common.files import write_atomically
+    from sparsedet.common.files import write_text
     from sparsedet.report import render
 
     text = render(run_dir, format_.value)
     if output is None and format_ is Format.HTML:
         output = run_dir / "report.html"
     if output is None:
-        print(text)
+        print(text, end="")
     else:
-        write_atomically(output, lambda stream: stream.write(text.encode()))
+        write_text(output, text)
         print(output)

@@ -2,11 +2,12 @@
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+from io import StringIO
 from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 from ruamel.yaml import YAML
+from ruamel.yaml.representer import RoundTripRepresenter
 
 from sparsedet.common.document import Document, KeyPath, format_path, key_paths
 from sparsedet.common.errors import ConfigError, did_you_mean
@@ -45,12 +46,22 @@ def dump(model: ConfigModel) -> dict[str, Any]:
     return model.model_dump(mode="json")
 
 
-def dump_yaml(data: Mapping[str, Any], path: Path) -> None:
-    """Write plain data as YAML 1.2."""
+class _Representer(RoundTripRepresenter):
+    """Writes null as ``null``, where ruamel leaves the place empty."""
+
+
+_Representer.add_representer(
+    type(None), lambda representer, _: representer.represent_scalar("tag:yaml.org,2002:null", "null")
+)
+
+
+def to_yaml(data: Mapping[str, Any]) -> str:
+    """Return plain data as YAML 1.2."""
     yaml = YAML()
-    yaml.default_flow_style = False
-    with path.open("w", encoding="utf-8") as stream:
-        yaml.dump(dict(data), stream)
+    yaml.Representer = _Representer
+    stream = StringIO()
+    yaml.dump(dict(data), stream)
+    return stream.getvalue()
 
 
 def _get(data: Any, path: KeyPath) -> Any:

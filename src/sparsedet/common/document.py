@@ -1,5 +1,6 @@
 """YAML 1.2 documents that remember where each value was written, so that an error can name file and line."""
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -53,7 +54,7 @@ class Document:
             parent = parent.get(key) if isinstance(parent, dict) else None
         if isinstance(parent, dict) and isinstance(parent.get(keys[-1]), str):
             folder = self.folders.get(keys, Path.cwd())
-            parent[keys[-1]] = str((folder / Path(parent[keys[-1]]).expanduser()).absolute())
+            parent[keys[-1]] = os.path.normpath(folder.absolute() / Path(parent[keys[-1]]).expanduser())
 
 
 def format_path(path: KeyPath) -> str:

@@ -32,10 +32,14 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
         ) from error
 
 
+def write_text(path: Path, text: str) -> None:
+    """Write `text` as UTF-8, atomically."""
+    write_atomically(path, lambda stream: stream.write(text.encode()))
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write `value` as JSON, atomically."""
-    text = json.dumps(value, indent=1, allow_nan=False)
-    write_atomically(path, lambda stream: stream.write(text.encode()))
+    write_text(path, json.dumps(value, indent=1, allow_nan=False))
 
 
 def hash_json(value: Any) -> str:

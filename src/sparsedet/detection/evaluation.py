@@ -117,7 +117,7 @@ def _check_results(ground_truth: dict[str, Any], results: Sequence[CocoResult]) 
                     f"{where}.{key}: expected one of the {len(known)} ids in the annotation file, "
                     f"got {result[key]}. Evaluate the results against the annotations they were made for."
                 )
-        if len(result["bbox"]) != 4 or not _is_finite([*result["bbox"], result["score"]]):
+        if not _is_box(result["bbox"]) or not _is_finite(result["score"]):
             raise DatasetError(
                 f"{where}: expected 4 finite numbers as bbox and a finite score, got {result['bbox']} and "
                 f"{result['score']} for image {result['image_id']}. "
@@ -178,5 +178,9 @@ def _plain(result: CocoResult) -> CocoResult:
     return {key: result[key] for key in _KEYS}
 
 
-def _is_finite(numbers: Sequence[Any]) -> bool:
-    return all(isinstance(number, int | float) and math.isfinite(number) for number in numbers)
+def _is_box(bbox: Any) -> bool:
+    return isinstance(bbox, list | tuple) and len(bbox) == 4 and all(map(_is_finite, bbox))
+
+
+def _is_finite(number: Any) -> bool:
+    return isinstance(number, int | float) and math.isfinite(number)

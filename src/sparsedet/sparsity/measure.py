@@ -98,9 +98,7 @@ def measure(
     parameters = list(unwrap(model).parameters())
     return Measurement(
         measured_sparsity=_sparsity(layers),
-        measured_sparsity_chosen=None
-        if chosen is None
-        else _sparsity([layer for layer in layers if layer.chosen]),
+        measured_sparsity_chosen=None if chosen is None else _sparsity([layer for layer in layers if layer.chosen]),
         macs_kept=None if profile is None else macs_kept,
         num_macs=None if profile is None else num_macs,
         num_parameters=sum(parameter.numel() for parameter in parameters),

@@ -56,9 +56,7 @@ class Sparsifier:
         0.9
     """
 
-    def __init__(
-        self, model: nn.Module, config: SparsityConfig, example_inputs: tuple[Any, ...] | None = None
-    ) -> None:
+    def __init__(self, model: nn.Module, config: SparsityConfig, example_inputs: tuple[Any, ...] | None = None) -> None:
         self.config = config
         self.level: int | None = None
         self._model = unwrap(model)
@@ -78,9 +76,7 @@ class Sparsifier:
     def target_sparsities(self) -> tuple[float, ...]:
         """Target of each level."""
         fixed = self.config.pattern.fixed_sparsity
-        targets = (
-            fixed if fixed is not None else target for target in self.config.schedule.target_sparsities
-        )
+        targets = (fixed if fixed is not None else target for target in self.config.schedule.target_sparsities)
         return tuple(target for target in targets if target is not None)
 
     def boundaries(self, total_steps: int) -> tuple[int, ...]:
@@ -261,10 +257,7 @@ class Sparsifier:
         """Return the number of zeros of each chosen weight, for each of `levels`."""
         fixed, allocation = self.config.pattern.fixed_sparsity, self.config.allocation
         if fixed is not None or allocation is None:
-            return [
-                [round(weight.tensor.numel() * (fixed or 0)) for weight in self._chosen.values()]
-                for _ in levels
-            ]
+            return [[round(weight.tensor.numel() * (fixed or 0)) for weight in self._chosen.values()] for _ in levels]
         groups = self.profile.stride_groups if self.profile else {}
         coarsest = max(groups.values(), default=0)
         tensors = []
@@ -274,9 +267,7 @@ class Sparsifier:
                 self._masks[name].apply_(scores)
                 num_pruned = scores.numel() - int(self._masks[name].keep.count_nonzero())
             depth = coarsest - groups.get(name, coarsest)
-            tensors.append(
-                ScoredTensor(name, tuple(scores.shape), scores.numpy().reshape(-1), num_pruned, depth)
-            )
+            tensors.append(ScoredTensor(name, tuple(scores.shape), scores.numpy().reshape(-1), num_pruned, depth))
         total = self._num_weights()
         targets = [round(self.target_sparsities[level] * total) for level in levels]
         return select_counts(allocation, tensors, targets)

@@ -133,9 +133,7 @@ class Targets(ConfigModel):
                     raise TargetMatchError(_no_match(f"sparsity.targets.{key}[{index}]", text, weights))
         rows = tuple(self._row(weight, pattern) for weight in weights)
         if not any(row.chosen for row in rows):
-            reasons = "; ".join(
-                f"{count} × {reason}" for reason, count in Counter(row.reason for row in rows).items()
-            )
+            reasons = "; ".join(f"{count} × {reason}" for reason, count in Counter(row.reason for row in rows).items())
             raise TargetMatchError(
                 "sparsity.targets: expected at least one weight to prune, "
                 f"got none ({reasons or 'no conv or linear layer'}). Widen include, or shorten exclude."
@@ -145,9 +143,7 @@ class Targets(ConfigModel):
     def _row(self, weight: Weight, pattern: Pattern) -> Selected:
         chosen, reason = self._decide(weight, pattern)
         module_type = type(weight.modules[0]).__name__
-        return Selected(
-            weight.name, module_type, tuple(weight.tensor.shape), weight.tensor.numel(), chosen, reason
-        )
+        return Selected(weight.name, module_type, tuple(weight.tensor.shape), weight.tensor.numel(), chosen, reason)
 
     def _decide(self, weight: Weight, pattern: Pattern) -> tuple[bool, str]:
         for text in self.exclude:
@@ -204,9 +200,7 @@ def find_weights(model: nn.Module) -> tuple[Weight, ...]:
         name = ".".join(part for part in (*module_name.split("."), "weight") if part and part != "_orig_mod")
         parameter = dict(module.named_parameters(recurse=False)).get("weight")
         if isinstance(parameter, nn.parameter.UninitializedParameter):
-            raise ConfigError(
-                f"model: expected weights with a shape, got the lazy layer '{name}'. Run it once first."
-            )
+            raise ConfigError(f"model: expected weights with a shape, got the lazy layer '{name}'. Run it once first.")
         names, modules = found.setdefault(id(module if parameter is None else parameter), ([], []))
         names.append(name)
         if module not in modules:

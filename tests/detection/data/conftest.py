@@ -16,8 +16,7 @@ def coco(images: int = 2, boxes: list[list[float]] | None = None) -> Coco:
     """Return `images` images of 40 x 30 pixels and one annotation of each of `boxes`, on the first image."""
     return {
         "images": [
-            {"id": number, "file_name": f"{number}.png", "width": 40, "height": 30}
-            for number in range(1, images + 1)
+            {"id": number, "file_name": f"{number}.png", "width": 40, "height": 30} for number in range(1, images + 1)
         ],
         "categories": [{"id": 3, "name": "cat"}, {"id": 7, "name": "dog"}],
         "annotations": [

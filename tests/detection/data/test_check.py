@@ -59,9 +59,7 @@ def test_splits_with_their_own_folders(make_root, make_coco, tmp_path):
 
 def test_categories_in_another_order_match(make_root, make_coco):
     data = make_coco()
-    report = check(
-        DataConfig(root=make_root(data, copy_of(data, categories=list(reversed(data["categories"])))))
-    )
+    report = check(DataConfig(root=make_root(data, copy_of(data, categories=list(reversed(data["categories"]))))))
     assert list(report.val.boxes_per_category) == ["cat", "dog"]
 
 

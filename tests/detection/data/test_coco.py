@@ -85,9 +85,7 @@ def test_a_box_partly_outside_is_clipped_and_counted(write, make_coco, box, clip
     dataset, findings = read(path)
     assert dataset.annotations[0].bbox == clipped
     assert dataset.annotations[0].area == clipped[2] * clipped[3]
-    assert findings.warnings == (
-        f"{path}: 1 x box reached outside its image and was clipped (annotation 1 (image 1))",
-    )
+    assert findings.warnings == (f"{path}: 1 x box reached outside its image and was clipped (annotation 1 (image 1))",)
 
 
 @pytest.mark.parametrize("box", [[50, 5, 5, 5], [-20, 5, 10, 5], [5, 30, 5, 5], [39.5, 0, 5, 5]])
@@ -96,8 +94,7 @@ def test_a_box_wholly_outside_is_left_out_and_counted(write, make_coco, box):
     dataset, findings = read(path)
     assert [annotation.id for annotation in dataset.annotations] == [1, 3]
     assert findings.warnings == (
-        f"{path}: 1 x box lies outside its image (less than a pixel inside) and was left out "
-        "(annotation 2 (image 1))",
+        f"{path}: 1 x box lies outside its image (less than a pixel inside) and was left out (annotation 2 (image 1))",
     )
 
 
@@ -177,9 +174,7 @@ def test_repeated_files_and_category_names_are_counted(write, make_coco):
 
 
 def test_missing_file(tmp_path):
-    assert faults(tmp_path / "no.json") == [
-        "expected a JSON file, got 'No such file or directory'. Check the path."
-    ]
+    assert faults(tmp_path / "no.json") == ["expected a JSON file, got 'No such file or directory'. Check the path."]
 
 
 @pytest.mark.parametrize("content", [b"", b'{"images": [', b"\xff\xfe\x00", b"[" * 100_000])
@@ -244,8 +239,7 @@ REMOVE = "Correct or remove the annotation."
         ),
         (
             {"category_id": 4},
-            f"(image 1): expected {CATEGORIES}, got category_id 4. Add the category or remove "
-            "the annotation.",
+            f"(image 1): expected {CATEGORIES}, got category_id 4. Add the category or remove the annotation.",
         ),
         ({"bbox": [1, 1, 0, 5]}, f"(image 1): expected {BOX}, got [1, 1, 0, 5]. {REMOVE}"),
         ({"bbox": [1, 1, 5, -2.5]}, f"(image 1): expected {BOX}, got [1, 1, 5, -2.5]. {REMOVE}"),

@@ -1,5 +1,3 @@
-import io
-
 import numpy as np
 import pytest
 import torch
@@ -15,9 +13,7 @@ GRAY = RGB[:, :, 0]
 
 def tensor(pixels):
     """Return (H, W, 3) pixels as the tensor that `decode_image` should give."""
-    return torch.from_numpy(
-        np.ascontiguousarray(np.broadcast_to(pixels, (*pixels.shape[:2], 3)).transpose(2, 0, 1))
-    )
+    return torch.from_numpy(np.ascontiguousarray(np.broadcast_to(pixels, (*pixels.shape[:2], 3)).transpose(2, 0, 1)))
 
 
 def palette(pixels):
@@ -141,13 +137,21 @@ def test_a_jpeg_that_lacks_its_last_bytes(tmp_path):
     assert "image file is truncated" in fault(path)
 
 
-def test_a_png_with_a_flipped_bit(tmp_path):
-    stream = io.BytesIO()
-    Image.fromarray(RGB).save(stream, "PNG")
-    content = bytearray(stream.getvalue())
-    content[60] ^= 1
-    (tmp_path / "a.png").write_bytes(content)
-    assert "got a damaged one (" in fault(tmp_path / "a.png")
+@pytest.mark.parametrize("place", [60, 2 * 64 * 1024], ids=["near the start", "in the middle"])
+def test_a_png_with_a_flipped_bit(tmp_path, place):
+    path = save(Image.fromarray(np.resize(RGB, (256, 256, 3))), tmp_path / "a.png", compress_level=0)
+    content = bytearray(path.read_bytes())
+    content[place] ^= 1
+    path.write_bytes(content)
+    assert "got a damaged one (" in fault(path)
+
+
+def test_a_png_with_a_chunk_of_no_known_name(tmp_path):
+    path = save(Image.fromarray(np.resize(RGB, (256, 256, 3))), tmp_path / "a.png", compress_level=0)
+    content = path.read_bytes()
+    second = content.index(b"IDAT", content.index(b"IDAT") + 4)
+    path.write_bytes(content[:second] + b"\0\0\0\0" + content[second + 4 :])
+    assert "got a damaged one (" in fault(path)
 
 
 @pytest.mark.parametrize("content", [b"", b"hello", b"\xff\xd8", b"<html>404</html>" * 99])

@@ -24,13 +24,9 @@ SMALLEST = {"resize": {"size": (20, 50)}, "resize_shorter": {"shorter": 15}}  # 
 
 
 def pair(height=30, width=40, boxes=((2.0, 3.0, 12.0, 11.0), (20.0, 10.0, 40.0, 30.0))):
-    pixels = (
-        torch.arange(3 * height * width, dtype=torch.int64).reshape(3, height, width).remainder(256).byte()
-    )
+    pixels = torch.arange(3 * height * width, dtype=torch.int64).reshape(3, height, width).remainder(256).byte()
     corners = torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4)
-    return tv_tensors.Image(pixels), tv_tensors.BoundingBoxes(
-        corners, format="XYXY", canvas_size=(height, width)
-    )
+    return tv_tensors.Image(pixels), tv_tensors.BoundingBoxes(corners, format="XYXY", canvas_size=(height, width))
 
 
 @pytest.mark.parametrize("name", TRANSFORMS)
@@ -170,9 +166,7 @@ def test_iou_crop_leaves_an_image_without_boxes_whole():
 )
 def test_wrong_settings(text, message):
     with pytest.raises(ConfigError) as raised:
-        validate(
-            DataConfig, parse_yaml(f"root: /data\ntrain_transforms:\n- {text}", "recipe.yaml", Path("/"))
-        )
+        validate(DataConfig, parse_yaml(f"root: /data\ntrain_transforms:\n- {text}", "recipe.yaml", Path("/")))
     assert str(raised.value) == f"recipe.yaml:3: train_transforms[0]{message}"
 
 

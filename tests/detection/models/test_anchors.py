@@ -15,9 +15,7 @@ def test_legacy_anchors_equal_ups(golden, name):
         torch.testing.assert_close(ours, torch.tensor(boxes, dtype=torch.float64), rtol=0, atol=1e-6)
     stride = int(next(iter(expected["per_stride"])))
     grid = anchors.grid((2, 3), stride, legacy=True, device=torch.device("cpu"))
-    torch.testing.assert_close(
-        grid - ONE_PIXEL, torch.tensor(expected["grid_2x3_first_level"]), rtol=0, atol=1e-5
-    )
+    torch.testing.assert_close(grid - ONE_PIXEL, torch.tensor(expected["grid_2x3_first_level"]), rtol=0, atol=1e-5)
 
 
 def test_native_anchors_keep_area_and_ratio_and_sit_in_the_middle_of_the_cell():

@@ -110,3 +110,10 @@ def test_ignore_regions_take_background_but_not_positive_anchors(one_level):
 def test_ignore_regions_count_in_images_without_boxes(one_level):
     matches = ATSS().assign(one_level, [make_target(ignore=[[0.0, 0.0, 64.0, 64.0]])], legacy=False).matches
     assert (matches == IGNORED).all()
+
+
+@pytest.mark.parametrize(("legacy", "num_columns"), [(False, 3), (True, 2)])
+def test_legacy_ignore_regions_leave_out_half_a_pixel(one_level, legacy, num_columns):
+    region = [19.6, 0.0, 40.0, 64.0]  # the column of centres at x = 20 lies 0.4 pixels inside
+    matches = ATSS().assign(one_level, [make_target(ignore=[region])], legacy).matches
+    assert (matches == IGNORED).sum() == num_columns * 8

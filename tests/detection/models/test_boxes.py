@@ -71,3 +71,9 @@ def test_legacy_clipping_equals_ups(units):
     boxes = units["code_offset2bbox"] + ONE_PIXEL
     clipped = clip_boxes(boxes, (240, 300), legacy=True)
     torch.testing.assert_close(clipped - ONE_PIXEL, units["code_clip_240x300"], rtol=0, atol=1e-4)
+
+
+def test_legacy_clipping_leaves_a_pixel_on_every_side():
+    outside = torch.tensor([[-30.0, -20.0, -5.0, -1.0], [310.0, 250.0, 320.0, 260.0]])
+    expected = [[0.0, 0.0, 1.0, 1.0], [299.0, 239.0, 300.0, 240.0]]
+    assert clip_boxes(outside, (240, 300), legacy=True).tolist() == expected

@@ -68,6 +68,4 @@ def test_weight_scales_quality_focal_loss():
     logits = torch.tensor([[0.3, -1.0]])
     one, index, quality = torch.ones(1, dtype=torch.bool), torch.tensor([0]), torch.tensor([0.7])
     single = QualityFocalLoss().sum(logits, one, index, index, quality)
-    torch.testing.assert_close(
-        QualityFocalLoss(weight=2.5).sum(logits, one, index, index, quality), 2.5 * single
-    )
+    torch.testing.assert_close(QualityFocalLoss(weight=2.5).sum(logits, one, index, index, quality), 2.5 * single)

@@ -19,9 +19,7 @@ from sparsedet.detection.models import (
 from sparsedet.detection.models.boxes import centres
 from sparsedet.detection.structures import Target
 
-SMALL = RetinaNetConfig(
-    backbone=ResNetConfig(width=8), neck=FPNConfig(channels=8), head=RetinaHeadConfig(num_convs=1)
-)
+SMALL = RetinaNetConfig(backbone=ResNetConfig(width=8), neck=FPNConfig(channels=8), head=RetinaHeadConfig(num_convs=1))
 SIZE = (64, 96)
 
 
@@ -59,9 +57,7 @@ def test_every_backbone_trains_and_detects(config, images):
         assert output.box_deltas.shape == (2, config.anchors.num_per_cell * 4, *size)
     losses = model.losses(outputs, [make_target(), make_target()])
     assert set(losses) == {"cls_loss", "box_loss"}
-    assert all(
-        loss.isfinite() and loss.shape == () and loss.dtype == torch.float32 for loss in losses.values()
-    )
+    assert all(loss.isfinite() and loss.shape == () and loss.dtype == torch.float32 for loss in losses.values())
     sum(losses.values()).backward()
     assert all(parameter.grad is not None for parameter in model.parameters())
     without = {name for name, parameter in model.named_parameters() if not parameter.grad.any()}
@@ -96,9 +92,7 @@ def test_images_without_boxes_give_finite_losses(model, images, num_boxes):
 
 
 def test_ignore_regions_give_no_gradient_there(model, images):
-    outputs = [
-        HeadOutput(*(tensor.detach().requires_grad_() for tensor in output)) for output in model(images)
-    ]
+    outputs = [HeadOutput(*(tensor.detach().requires_grad_() for tensor in output)) for output in model(images)]
     left_half = [0.0, 0.0, 48.0, 64.0]
     target = make_target(((50.0, 8.0, 90.0, 50.0),), ignore=(left_half,))
     sum(model.losses(outputs, [target, make_target()]).values()).backward()

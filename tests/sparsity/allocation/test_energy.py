@@ -30,9 +30,7 @@ def test_hand_worked(tuning, expected):
 
 
 def test_early_layers_are_spared_by_their_stride_group(bag):
-    model = bag(
-        first=nn.Conv2d(4, 4, 1), second=nn.Conv2d(4, 4, 1), third=nn.Conv2d(4, 4, 1), fc=nn.Linear(4, 4)
-    )
+    model = bag(first=nn.Conv2d(4, 4, 1), second=nn.Conv2d(4, 4, 1), third=nn.Conv2d(4, 4, 1), fc=nn.Linear(4, 4))
     for module in model.children():  # equal weights: e(k) = k / 16 in each
         nn.init.ones_(module.weight)
     config = SparsityConfig(schedule=OneShot(sparsity=31 / 64), allocation=Energy())
@@ -43,9 +41,7 @@ def test_early_layers_are_spared_by_their_stride_group(bag):
 
 def test_needs_example_inputs():
     config = SparsityConfig(schedule=OneShot(sparsity=0.5), allocation=Energy())
-    message = (
-        "sparsity.input_shape: expected the shape of an input, which the allocation 'energy' needs, got null"
-    )
+    message = "sparsity.input_shape: expected the shape of an input, which the allocation 'energy' needs, got null"
     with pytest.raises(ConfigError, match=message):
         Sparsifier(nn.Linear(4, 4), config)
 

@@ -17,9 +17,7 @@ def scored():
             model = getattr(torchvision.models, arch)()
         rng = np.random.default_rng(0)
         return [
-            ScoredTensor(
-                name, tuple(module.weight.shape), rng.random(module.weight.numel(), dtype=np.float32)
-            )
+            ScoredTensor(name, tuple(module.weight.shape), rng.random(module.weight.numel(), dtype=np.float32))
             for name, module in model.named_modules()
             if isinstance(module, nn.Conv2d | nn.Linear)
         ]

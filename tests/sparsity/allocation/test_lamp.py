@@ -14,9 +14,7 @@ def lamp_masks(weights: dict[str, Tensor], num_zeros: int) -> dict[str, Tensor]:
         squares = weight.flatten().double().square()
         order = squares.argsort()
         suffix = squares[order].flip(0).cumsum(0).flip(0)
-        scores[name] = (
-            torch.empty_like(squares).scatter_(0, order, squares[order] / suffix).view(weight.shape)
-        )
+        scores[name] = torch.empty_like(squares).scatter_(0, order, squares[order] / suffix).view(weight.shape)
     threshold = torch.cat([score.flatten() for score in scores.values()]).sort().values[num_zeros]
     return {name: score >= threshold for name, score in scores.items()}
 
@@ -24,9 +22,7 @@ def lamp_masks(weights: dict[str, Tensor], num_zeros: int) -> dict[str, Tensor]:
 @pytest.mark.parametrize("level", [0, 1, 2])
 def test_masks_are_those_of_the_reference(level, bag):
     torch.manual_seed(level)
-    model = bag(
-        a=nn.Conv2d(3, 16, 3), b=nn.Conv2d(16, 32, 3), c=nn.Linear(200, 30), d=nn.ConvTranspose2d(8, 4, 2)
-    )
+    model = bag(a=nn.Conv2d(3, 16, 3), b=nn.Conv2d(16, 32, 3), c=nn.Linear(200, 30), d=nn.ConvTranspose2d(8, 4, 2))
     weights = {f"{name}.weight": module.weight.detach().clone() for name, module in model.named_children()}
     levels = (0.3, 0.8, 0.95)
     sparsifier = Sparsifier(model, SparsityConfig(schedule=LevelWise(levels=levels), allocation=Lamp()))

@@ -42,9 +42,7 @@ def naive_keys(name, weights, depths, tuning=0.5):
 
 def scored(weights, depths, pruned=(0, 0, 0, 0)):
     return [
-        ScoredTensor(
-            str(index), weight.shape, np.abs(weight).astype(np.float32).ravel(), pruned[index], depth
-        )
+        ScoredTensor(str(index), weight.shape, np.abs(weight).astype(np.float32).ravel(), pruned[index], depth)
         for index, (weight, depth) in enumerate(zip(weights, depths, strict=True))
     ]
 
@@ -79,9 +77,7 @@ def test_large_random_tensors_are_counted_as_a_full_sort_counts_them():
     every = np.sort(np.concatenate([np.abs(w).astype(np.float32).ravel() for w in weights]))
     limit = 64 * 50 * 99 // 100
     for target in (1, 100, 3000):
-        expected = [
-            min(limit, int((np.abs(w).astype(np.float32) <= every[target - 1]).sum())) for w in weights
-        ]
+        expected = [min(limit, int((np.abs(w).astype(np.float32) <= every[target - 1]).sum())) for w in weights]
         assert select_counts(ALLOCATIONS["global"](), scored(weights, [0] * 3), [target]) == [expected]
 
 
@@ -120,9 +116,7 @@ def test_unreachable_counts_are_refused(target):
         ScoredTensor("a", (10,), np.ones(10, np.float32)),
         ScoredTensor("b", (10,), np.zeros(10, np.float32), 4),
     ]
-    with pytest.raises(
-        UnreachableTargetError, match=f"expected between 4 and 18 zeros .* got a target of {target}"
-    ):
+    with pytest.raises(UnreachableTargetError, match=f"expected between 4 and 18 zeros .* got a target of {target}"):
         select_counts(ALLOCATIONS["lamp"](), tensors, [target])
 
 
@@ -193,13 +187,9 @@ def test_exact_nested_counts_for_any_model(name, scope, bag, data):
         sparsifier.prune_(level)
         zeros = {key: int((~mask).sum()) for key, mask in sparsifier.masks.items()}
         assert sum(zeros.values()) == round(target * total)
-        assert zeros == {
-            key: round(share * sparsifier.masks[key].numel()) for key, share in allocated.items()
-        }
+        assert zeros == {key: round(share * sparsifier.masks[key].numel()) for key, share in allocated.items()}
         assert all(zeros[key] <= mask.numel() * 99 // 100 for key, mask in sparsifier.masks.items())
         assert all(not (mask & ~before[key]).any() for key, mask in sparsifier.masks.items() if before)
         before = {key: mask.clone() for key, mask in sparsifier.masks.items()}
-        for (
-            parameter
-        ) in model.parameters():  # as training would, weights change between levels, pruned ones not
+        for parameter in model.parameters():  # as training would, weights change between levels, pruned ones not
             parameter.data += 0.1 * (torch.randn(parameter.shape, generator=generator) * (parameter != 0))

@@ -27,9 +27,7 @@ def test_msbench_masks_and_where_we_differ_on_purpose(case, sparsity, golden, ma
     ties, and where something does, we prune a part of what MSBench prunes: the lowest indices of the tied.
     """
     weight = masks[f"{case}/weight"]
-    expected = torch.from_numpy(
-        np.unpackbits(masks[f"{case}/unstructured/{sparsity}"])[: weight.size].astype(bool)
-    )
+    expected = torch.from_numpy(np.unpackbits(masks[f"{case}/unstructured/{sparsity}"])[: weight.size].astype(bool))
     facts = golden("magnitude_masks.json")["cases"][case]["out"][f"unstructured@{sparsity}"]
     ours = unstructured_mask(torch.from_numpy(weight).abs(), facts["prune_num_msbench"]).flatten()
     assert int((~ours).sum()) == facts["prune_num_msbench"]

@@ -16,7 +16,7 @@ LEVELS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
         (LEVELS, None, 100, tuple(int(i * 100 / 7) for i in range(7))),
         (LEVELS, None, 7, (0, 1, 2, 3, 4, 5, 6)),
         (LEVELS, (30, 30, 30, 50, 80, 130, 210), 560, (0, 30, 60, 90, 140, 220, 350)),
-        ((0.5, 0.6, 0.7), (0.1, 0.2, 0.7), 10, (0, 1, 3)),  # decimals as written, without float noise
+        ((0.5, 0.6, 0.7), (0.1, 0.7, 0.2), 10, (0, 1, 8)),  # decimals as written, without float noise
         ((0.5, 0.5), (1, 3), 8, (0, 2)),
     ],
 )
@@ -29,6 +29,11 @@ def test_too_few_steps_are_refused(total_steps):
     message = f"total_steps: expected at least one step for each of the 7 levels, got {total_steps} steps"
     with pytest.raises(ConfigError, match=message):
         LevelWise(levels=LEVELS).boundaries(total_steps)
+
+
+def test_no_steps_are_too_few_for_one_level():
+    with pytest.raises(ConfigError, match="at least one step for each of the 1 levels, got 0 steps"):
+        LevelWise(levels=(0.5,)).boundaries(0)
 
 
 @pytest.mark.parametrize(

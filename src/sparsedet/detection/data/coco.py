@@ -160,9 +160,7 @@ def read_bytes(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise DatasetError(
-            f"{path}: expected a JSON file, got '{error.strerror}'. Check the path."
-        ) from error
+        raise DatasetError(f"{path}: expected a JSON file, got '{error.strerror}'. Check the path.") from error
 
 
 def parse_json(content: bytes, path: Path) -> Any:
@@ -274,9 +272,7 @@ def _is_consistent(
     return len(findings.faults) == before
 
 
-def _normalised(
-    entry: dict[str, Any], where: str, image: ImageRecord, findings: Findings
-) -> Annotation | None:
+def _normalised(entry: dict[str, Any], where: str, image: ImageRecord, findings: Findings) -> Annotation | None:
     """Return the annotation, box clipped and gaps filled, or None if it lies outside the image."""
     box, moved_px = _clip(entry["bbox"], image)
     was_clipped = moved_px > ROUNDING_PX

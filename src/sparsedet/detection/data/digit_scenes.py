@@ -30,9 +30,9 @@ _MARKER = "digit_scenes.json"  # written last: a folder without it is incomplete
 _TRAIN_SHARE = (5, 8)  # of a photograph's width and of each class's digits; the rest is for validation
 _PHOTOGRAPHS = ("astronaut", "brick", "chelsea", "coffee", "gravel", "stereo_motorcycle")
 _CELLS = 10  # a digit of 8 x 8 cells with an empty cell around it
-_CELL_PX = (2, 7)  # a cell's smallest and largest side, so that digits are about 16 to 56 pixels high
+_SIDE_PX = (20, 71)  # side of the enlarged cells, up to but not including; digits are 16 to 57 pixels high
 _INK = 96  # opacity, of 255, from which a pixel belongs to the digit's box
-_MIN_CONTRAST = 60  # between the brightness of a digit and the mean brightness under it, of 255
+_MIN_CONTRAST = 80  # between the brightness of a digit and the mean brightness under it, of 255
 _MAX_TRIES = 20  # places tried for a digit before it is left out
 _EMPTY_EVERY = 25  # one image of so many has no digit
 
@@ -91,9 +91,7 @@ def _is_complete(folder: Path) -> bool:
 
 
 def _marker(folder: Path) -> dict[str, Any]:
-    annotations = [
-        json.loads((folder / "annotations" / f"{split}.json").read_bytes()) for split in NUM_IMAGES
-    ]
+    annotations = [json.loads((folder / "annotations" / f"{split}.json").read_bytes()) for split in NUM_IMAGES]
     return {"version": VERSION, "annotations_hash": hash_json(annotations)}
 
 
@@ -147,18 +145,12 @@ def _scene(material: _Material, random: Generator) -> tuple[Pixels, list[tuple[i
     for _ in range(num_digits):
         digit = CLASSES[random.integers(len(CLASSES))]
         samples = material.digits[digit]
-        opacity = _enlarge(samples[random.integers(len(samples))], _side_px(random))
+        opacity = _enlarge(samples[random.integers(len(samples))], int(random.integers(*_SIDE_PX)))
         box = _place(opacity.shape, [box for _, box in found], random)
         if box is not None:
             _paste(scene, opacity, box, random)
             found.append((digit, box))
     return scene.astype(np.uint8), found
-
-
-def _side_px(random: Generator) -> int:
-    """Draw the side of an enlarged digit, small ones more often: the smaller of two draws."""
-    low, high = (_CELLS * px for px in _CELL_PX)
-    return int(random.integers(low, high + 1, size=2).min())
 
 
 def _enlarge(digit: NDArray[np.int64], side: int) -> NDArray[np.int64]:

@@ -38,8 +38,7 @@ def decode_image(path: Path, size: tuple[int, int] | None = None) -> Tensor:
         content = path.read_bytes()
     except OSError as error:
         raise DatasetError(
-            f"{path}: expected an image file, got '{error.strerror}'. "
-            "Check the file name and the folder of the images."
+            f"{path}: expected an image file, got '{error.strerror}'. Check the file name and the folder of the images."
         ) from error
     try:
         with Image.open(io.BytesIO(content)) as image:

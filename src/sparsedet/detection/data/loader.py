@@ -73,9 +73,7 @@ class Batch:
         ]
         return replace(self, images=self.images.to(device), targets=targets)
 
-    def to_coco_results(
-        self, detections: Sequence[Detections], category_ids: Sequence[int]
-    ) -> list[dict[str, Any]]:
+    def to_coco_results(self, detections: Sequence[Detections], category_ids: Sequence[int]) -> list[dict[str, Any]]:
         """Return the detections of all images, in pixels of the original images, as COCO results."""
         results: list[dict[str, Any]] = []
         for index, found in enumerate(detections):
@@ -148,9 +146,7 @@ class DetectionDataset(Dataset[Sample]):
         self, annotations: Sequence[Annotation], size: tuple[int, int]
     ) -> tuple[tv_tensors.BoundingBoxes, Tensor]:
         """Return all boxes as corners, shape (N, 4), and their labels, shape (N,), -1 for ignore regions."""
-        xywh = torch.tensor([annotation.bbox for annotation in annotations], dtype=torch.float64).reshape(
-            -1, 4
-        )
+        xywh = torch.tensor([annotation.bbox for annotation in annotations], dtype=torch.float64).reshape(-1, 4)
         xyxy = torch.cat([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], dim=1).float()
         labels = [_IGNORE if a.is_crowd else self._labels[a.category_id] for a in annotations]
         boxes = tv_tensors.BoundingBoxes(xyxy, format="XYXY", canvas_size=size)
@@ -190,9 +186,7 @@ def train_loader(
     return _load(dataset, batches, stride, num_workers)
 
 
-def val_loader(
-    dataset: DetectionDataset, batch_size: int, stride: int, num_workers: int = 0
-) -> Iterator[Batch]:
+def val_loader(dataset: DetectionDataset, batch_size: int, stride: int, num_workers: int = 0) -> Iterator[Batch]:
     """Yield every image once; a batch holds images of one padded size, so its size changes no result."""
     groups: dict[tuple[int, int], list[Position]] = {}
     for index, record in enumerate(dataset.images):
@@ -200,9 +194,7 @@ def val_loader(
         for transform in dataset.config.val_transforms:
             size = transform.output_size(size)
         groups.setdefault((_round_up(size[0], stride), _round_up(size[1], stride)), []).append((0, index))
-    batches = [
-        group[i : i + batch_size] for group in groups.values() for i in range(0, len(group), batch_size)
-    ]
+    batches = [group[i : i + batch_size] for group in groups.values() for i in range(0, len(group), batch_size)]
     return _load(dataset, batches, stride, num_workers)
 
 

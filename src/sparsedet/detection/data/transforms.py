@@ -149,7 +149,7 @@ class IouCrop(ConfigModel):
 
     def __call__(self, image: tv_tensors.Image, boxes: tv_tensors.BoundingBoxes) -> Pair:
         """Return the part and the boxes in it."""
-        if len(boxes) == 0:
+        if len(boxes) == 0:  # torchvision would try every part in vain
             return image, boxes
         return _pair(v2.RandomIoUCrop(min_scale=self.min_scale)(image, boxes))
 

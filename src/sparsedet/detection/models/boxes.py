@@ -61,9 +61,7 @@ def clip_boxes(boxes_xyxy: Tensor, image_size: tuple[int, int], legacy: bool) ->
         return clip_boxes_to_image(boxes_xyxy, image_size)  # type: ignore[no-any-return]  # torchvision is untyped
     height, width = image_size
     pixel = boxes_xyxy.new_tensor([0, 0, 1, 1])
-    return torch.minimum(
-        boxes_xyxy.maximum(pixel), boxes_xyxy.new_tensor([width - 1, height - 1, width, height])
-    )
+    return torch.minimum(boxes_xyxy.maximum(pixel), boxes_xyxy.new_tensor([width - 1, height - 1, width, height]))
 
 
 def _centre_size(boxes_xyxy: Tensor) -> tuple[Tensor, Tensor]:

@@ -27,9 +27,7 @@ class QualityFocalLoss(ConfigModel):
     gamma: NonNegativeFloat = 2.0
     weight: NonNegativeFloat = 1.0
 
-    def sum(
-        self, logits: Tensor, is_counted: Tensor, positive: Tensor, labels: Tensor, quality: Tensor
-    ) -> Tensor:
+    def sum(self, logits: Tensor, is_counted: Tensor, positive: Tensor, labels: Tensor, quality: Tensor) -> Tensor:
         """Return the weighted sum over all counted anchors, a scalar.
 
         Args:

@@ -59,9 +59,7 @@ class PostProcessing(ConfigModel):
         keep = batched_nms(boxes.double(), kept_scores.double(), labels, self.nms_iou)[: self.max_detections]
         return Detections(boxes[keep], kept_scores[keep], labels[keep])
 
-    def _candidates(
-        self, scores: Tensor, box_deltas: Tensor, anchors: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def _candidates(self, scores: Tensor, box_deltas: Tensor, anchors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return boxes, scores and labels of a level's best anchors of each class."""
         best, index = scores.topk(min(self.top_n, len(scores)), dim=0)
         is_kept = best > self.score_threshold

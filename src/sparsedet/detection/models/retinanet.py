@@ -52,9 +52,7 @@ class RetinaNetConfig(ConfigModel):
                 f"got {self.neck.num_levels}. Raise it or give fewer backbone levels."
             )
         if levels[-1] - levels[0] != len(levels) - 1:
-            raise ValueError(
-                f"backbone.levels: expected consecutive levels, got {list(levels)}. Fill the gap."
-            )
+            raise ValueError(f"backbone.levels: expected consecutive levels, got {list(levels)}. Fill the gap.")
         return self
 
     def build(self, num_classes: int, pretrained: bool = True) -> "RetinaNet":
@@ -69,14 +67,10 @@ class RetinaNetConfig(ConfigModel):
             CheckpointError: the weights cannot be read or do not fit.
         """
         if num_classes < 1:
-            raise ConfigError(
-                f"num_classes: expected at least 1, got {num_classes}. Give the data set's class count."
-            )
+            raise ConfigError(f"num_classes: expected at least 1, got {num_classes}. Give the data set's class count.")
         backbone = self.backbone.build(pretrained)
         neck = self.neck.build(backbone.channels, self.backbone.levels[0])
-        head = self.head.build(
-            self.neck.channels, self.neck.num_levels, self.anchors.num_per_cell, num_classes
-        )
+        head = self.head.build(self.neck.channels, self.neck.num_levels, self.anchors.num_per_cell, num_classes)
         return RetinaNet(backbone, neck, head, self)
 
 
@@ -110,53 +104,48 @@ class RetinaNet(nn.Module):
             outputs: what `forward` returned.
             targets: one per image, in pixels of the image that `forward` saw.
         """
-        with torch.autocast(outputs[0].cls_logits.device.type, enabled=False):
-            anchors = self.anchors(outputs)
-            logits, deltas = self._flatten(outputs)
-            assignment = self.config.assigner.assign(anchors, targets, self.config.legacy_boxes)
-            matches = assignment.matches.flatten()
-            positive = (matches >= 0).nonzero().squeeze(1)
-            matched = matches[positive]
-            all_anchors = torch.cat(anchors)
-            boxes = decode_boxes(
-                torch.cat(deltas, dim=1).flatten(0, 1)[positive], all_anchors[positive % len(all_anchors)]
-            )
-            true_boxes = assignment.boxes_xyxy[matched]
-            normalizer = max(len(positive), 1)
-            cls_loss = self.config.cls_loss.sum(
-                torch.cat(logits, dim=1).flatten(0, 1),
-                is_counted=matches != IGNORED,
-                positive=positive,
-                labels=assignment.labels[matched],
-                quality=paired_iou(boxes.detach(), true_boxes),
-            )
-            box_loss = self.config.box_loss.sum(boxes, true_boxes)
-            return {"cls_loss": cls_loss / normalizer, "box_loss": box_loss / normalizer}
+        anchors = self.anchors(outputs)
+        logits, deltas = self._flatten(outputs)
+        assignment = self.config.assigner.assign(anchors, targets, self.config.legacy_boxes)
+        matches = assignment.matches.flatten()
+        positive = (matches >= 0).nonzero().squeeze(1)
+        matched = matches[positive]
+        all_anchors = torch.cat(anchors)
+        all_deltas = torch.cat(deltas, dim=1).flatten(0, 1)
+        boxes = decode_boxes(all_deltas[positive], all_anchors[positive % len(all_anchors)])
+        true_boxes = assignment.boxes_xyxy[matched]
+        cls_loss = self.config.cls_loss.sum(
+            torch.cat(logits, dim=1).flatten(0, 1),
+            is_counted=matches != IGNORED,
+            positive=positive,
+            labels=assignment.labels[matched],
+            quality=paired_iou(boxes.detach(), true_boxes),
+        )
+        box_loss = self.config.box_loss.sum(boxes, true_boxes)
+        normalizer = max(len(positive), 1)
+        return {"cls_loss": cls_loss / normalizer, "box_loss": box_loss / normalizer}
 
     @torch.no_grad()
-    def detect(
-        self, outputs: Sequence[HeadOutput], image_sizes: Sequence[tuple[int, int]]
-    ) -> list[Detections]:
+    def detect(self, outputs: Sequence[HeadOutput], image_sizes: Sequence[tuple[int, int]]) -> list[Detections]:
         """Return the detections of each image, in the order of the batch.
 
         Args:
             outputs: what `forward` returned, in eval mode.
             image_sizes: (height, width) in pixels of each image without its padding.
         """
-        with torch.autocast(outputs[0].cls_logits.device.type, enabled=False):
-            anchors = self.anchors(outputs)
-            logits, deltas = self._flatten(outputs)
-            scores = [level.sigmoid() for level in logits]
-            return [
-                self.config.post_processing.select(
-                    [level[index] for level in scores],
-                    [level[index] for level in deltas],
-                    anchors,
-                    size,
-                    self.config.legacy_boxes,
-                )
-                for index, size in enumerate(image_sizes)
-            ]
+        anchors = self.anchors(outputs)
+        logits, deltas = self._flatten(outputs)
+        scores = [level.sigmoid() for level in logits]
+        return [
+            self.config.post_processing.select(
+                [level[index] for level in scores],
+                [level[index] for level in deltas],
+                anchors,
+                size,
+                self.config.legacy_boxes,
+            )
+            for index, size in enumerate(image_sizes)
+        ]
 
     def anchors(self, outputs: Sequence[HeadOutput]) -> list[Tensor]:
         """Return the anchors of each level of `outputs`, float32, shape (A, 4), in pixels."""
@@ -178,5 +167,5 @@ class RetinaNet(nn.Module):
 
 
 def _per_anchor(x: Tensor, num_values: int) -> Tensor:
-    """Turn (B, anchors per cell * K, H, W) into float32 (B, A, K)."""
+    """Turn (B, anchors per cell * K, H, W) into (B, A, K), float32: no operation after it is lowered by autocast."""
     return x.float().permute(0, 2, 3, 1).reshape(len(x), -1, num_values)

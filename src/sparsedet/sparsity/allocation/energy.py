@@ -30,7 +30,5 @@ class Energy(ConfigModel):
         """Key = e / f (see `Keyed.key`)."""
         if tensor.energy == 0:
             return np.zeros_like(score)
-        result: Array = (
-            (energy_below + np.square(score)) / tensor.energy / (1 - 0.4 * self.tuning) ** tensor.depth
-        )
+        result: Array = (energy_below + np.square(score)) / tensor.energy / (1 - 0.4 * self.tuning) ** tensor.depth
         return result

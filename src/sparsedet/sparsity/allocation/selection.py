@@ -130,9 +130,7 @@ class ScoredTensor:
         return allocation.key(self.summary, rank, score, energy)[: max(0, self.num_left - int(start))]
 
 
-def select_counts(
-    allocation: Keyed, tensors: Sequence[ScoredTensor], targets: Sequence[int]
-) -> list[list[int]]:
+def select_counts(allocation: Keyed, tensors: Sequence[ScoredTensor], targets: Sequence[int]) -> list[list[int]]:
     """Return how many weights of each tensor go, for each of several targets.
 
     The weights that go are the already pruned ones and then those with the smallest keys; equal keys go in

@@ -33,9 +33,7 @@ class NM(ConfigModel):
     @model_validator(mode="after")
     def _check(self) -> Self:
         if self.n >= self.m:
-            raise ConfigError(
-                f"n: expected less than m={self.m}, got {self.n}. Write for example n: 2, m: 4."
-            )
+            raise ConfigError(f"n: expected less than m={self.m}, got {self.n}. Write for example n: 2, m: 4.")
         return self
 
     @property

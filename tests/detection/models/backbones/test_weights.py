@@ -69,9 +69,7 @@ def test_damaged_file(tmp_path):
     path.write_bytes(b"not a torch file")
     with pytest.raises(CheckpointError) as error:
         ResNetConfig(weights=str(path)).build()
-    assert str(error.value).startswith(
-        f"weights: expected a state dict of tensors, got the unreadable '{path}' ("
-    )
+    assert str(error.value).startswith(f"weights: expected a state dict of tensors, got the unreadable '{path}' (")
     assert str(error.value).endswith("). Save the model's state_dict() with torch.save.")
 
 

@@ -69,9 +69,7 @@ GT = [
         ],
         np.float32,
     ),
-    np.array(
-        [[50.1, 40.6, 250.3, 220.7, 3], [100.2, 20.3, 130.4, 70.9, 17], [7.0, 9.0, 7.0, 30.0, 5]], np.float32
-    ),
+    np.array([[50.1, 40.6, 250.3, 220.7, 3], [100.2, 20.3, 130.4, 70.9, 17], [7.0, 9.0, 7.0, 30.0, 5]], np.float32),
 ]  # last one is degenerate (w == 1 with the +1 rule): dropped
 IGNORE = [
     np.zeros((1, 4), np.float32),

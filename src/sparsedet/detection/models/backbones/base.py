@@ -36,9 +36,7 @@ class BaseBackboneConfig(ConfigModel):
     @classmethod
     def _check_levels(cls, levels: tuple[int, ...]) -> tuple[int, ...]:
         if not levels or list(levels) != sorted(set(levels)) or not set(levels) <= {2, 3, 4, 5}:
-            raise ValueError(
-                f"expected ascending levels out of 2, 3, 4, 5, got {list(levels)}. Correct the list."
-            )
+            raise ValueError(f"expected ascending levels out of 2, 3, 4, 5, got {list(levels)}. Correct the list.")
         return levels
 
     @field_validator("frozen_stages")

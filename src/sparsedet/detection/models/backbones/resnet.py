@@ -94,9 +94,7 @@ class ResNet(Backbone):
                         channels,
                         planes,
                         stride=stride if position == 0 else 1,
-                        downsample=_downsample(channels, planes * expansion, stride, norm)
-                        if position == 0
-                        else None,
+                        downsample=_downsample(channels, planes * expansion, stride, norm) if position == 0 else None,
                         groups=kind.groups,
                         base_width=kind.width_per_group,
                         norm_layer=norm,
@@ -122,6 +120,4 @@ def _downsample(in_channels: int, out_channels: int, stride: int, norm: type[nn.
     """Return the projection of a block's shortcut, or None where the shortcut is the identity."""
     if stride == 1 and in_channels == out_channels:
         return None
-    return nn.Sequential(
-        nn.Conv2d(in_channels, out_channels, 1, stride=stride, bias=False), norm(out_channels)
-    )
+    return nn.Sequential(nn.Conv2d(in_channels, out_channels, 1, stride=stride, bias=False), norm(out_channels))

@@ -52,9 +52,7 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
-        raise CheckpointError(
-            f"weights: expected a file, got the missing '{path}'. Check the path."
-        ) from error
+        raise CheckpointError(f"weights: expected a file, got the missing '{path}'. Check the path.") from error
     except Exception as error:  # torch.load raises many kinds for a damaged or foreign file
         raise CheckpointError(
             f"weights: expected a state dict of tensors, got the unreadable '{path}' ({_first_line(error)}). "
@@ -72,9 +70,7 @@ def _download(kind: str, weights: str) -> dict[str, Any]:
     members = get_model_weights(kind)
     url = (members.DEFAULT if weights == "imagenet" else members[weights]).url
     try:
-        return dict(
-            torch.hub.load_state_dict_from_url(url, map_location="cpu", check_hash=True, weights_only=True)
-        )
+        return dict(torch.hub.load_state_dict_from_url(url, map_location="cpu", check_hash=True, weights_only=True))
     except (OSError, RuntimeError) as error:  # no network, no disk, or a damaged download
         raise ConfigError(
             f"weights: expected weights that can be downloaded, got '{weights}' ({_first_line(error)}). "

@@ -1,0 +1,153 @@
+"""The command line as a user meets it: its output and its exit code."""
+
+import contextlib
+import io
+import json
+import subprocess
+import sys
+import time
+from types import SimpleNamespace
+from unittest import mock
+
+import pytest
+
+from sparsedet.cli.main import main
+
+LEVELS = "sparsity={schedule: {type: level_wise, levels: [0.5, 0.8]}}"
+
+
+def sparsedet(*arguments):
+    """Run the command line in this process; importing torch anew for every command would take minutes."""
+    out, err, code = io.StringIO(), io.StringIO(), 0
+    with (
+        mock.patch.object(sys, "argv", ["sparsedet", *map(str, arguments)]),
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+    ):
+        try:
+            main()
+        except SystemExit as done:
+            code = done.code
+    return SimpleNamespace(stdout=out.getvalue(), stderr=err.getvalue(), returncode=code)
+
+
+@pytest.fixture(scope="module")
+def run_folder(tiny_recipe_text, tmp_path_factory):
+    """Folder of a run of the tiny recipe with two levels, made by the command."""
+    folder = tmp_path_factory.mktemp("cli")
+    (folder / "tiny.yaml").write_text(tiny_recipe_text)
+    done = sparsedet("train", folder / "tiny.yaml", "--set", LEVELS, "--seed", 3, "--output", folder / "run", "--json")
+    assert done.returncode == 0, done.stderr
+    records = json.loads(done.stdout)
+    assert [(record["target_sparsity"], record["seed"]) for record in records] == [(0.5, 3), (0.8, 3)]
+    return folder / "run"
+
+
+def test_help_needs_no_torch_and_answers_at_once():
+    started = time.perf_counter()
+    done = subprocess.run([sys.executable, "-m", "sparsedet.cli", "--help"], capture_output=True, text=True, check=True)
+    assert "analyze" in done.stdout
+    assert time.perf_counter() - started < 5
+    code = (
+        "import sys, sparsedet.cli.main; print(sorted({'torch', 'numpy', 'matplotlib', 'pydantic'} & set(sys.modules)))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "[]\n"
+
+
+def test_report_formats(run_folder):
+    rst = sparsedet("report", run_folder)
+    assert "Network(config)/sparsity" in rst.stdout
+    assert sparsedet("report", run_folder, "--format", "csv").stdout.count("\n") == 3
+    assert "| experiment" in sparsedet("report", run_folder, "--format", "md").stdout
+    html = sparsedet("report", run_folder, "--format", "html", "--output", run_folder / "x.html")
+    assert html.stdout.strip() == str(run_folder / "x.html")
+    assert (run_folder / "x.html").read_text().startswith("<!doctype html>")
+
+
+def test_eval_prints_what_was_recorded(run_folder):
+    done = sparsedet("eval", run_folder / "tiny" / "sparsity-0.8" / "checkpoint.pt", "--json")
+    records = [json.loads(line) for line in (run_folder / "tiny" / "records.jsonl").read_text().splitlines()]
+    assert json.loads(done.stdout) == records[1]["metrics"]
+
+
+def test_verify_exit_codes(run_folder, tmp_path):
+    import torch
+
+    checkpoint = run_folder / "tiny" / "sparsity-0.8" / "checkpoint.pt"
+    done = sparsedet("verify", checkpoint)
+    assert done.returncode == 0
+    assert "asked 80.00%; zeros counted: 79.9999%" in done.stdout
+    content = torch.load(checkpoint, weights_only=True)
+    content["model"]["backbone.conv1.weight"].fill_(1.0)
+    torch.save(content, tmp_path / "bad.pt")
+    done = sparsedet("verify", tmp_path / "bad.pt", "--json")
+    assert done.returncode == 1
+    assert "backbone.conv1.weight: expected +0.0 at" in json.loads(done.stdout)["faults"][0]
+
+
+def test_analyze_a_recipe_and_a_checkpoint(run_folder):
+    recipe = run_folder.parent / "tiny.yaml"
+    rows = json.loads(sparsedet("analyze", recipe, "--set", LEVELS, "--json").stdout)
+    assert {"name", "shape", "num_macs", "stride_group", "chosen", "reason", "allocated_0.5"} <= set(rows[0])
+    rows = json.loads(sparsedet("analyze", run_folder / "tiny" / "sparsity-0.5" / "checkpoint.pt", "--json").stdout)
+    num_weights = sum(row["num_weights"] for row in rows)
+    assert sum(row["num_weights"] * row["measured_sparsity"] for row in rows) / num_weights == pytest.approx(
+        0.5, abs=1e-4
+    )
+    assert "allocated_0.5" not in rows[0]
+    assert "allocated_0.8" in rows[0]
+    done = sparsedet("analyze", recipe)
+    assert done.returncode == 2
+    assert "sparsity: expected a recipe that prunes, got none." in done.stderr
+
+
+def test_config_show_loads_back_equal(run_folder, tmp_path):
+    shown = sparsedet("config", "show", run_folder.parent / "tiny.yaml", "--set", LEVELS).stdout
+    (tmp_path / "again.yaml").write_text(shown)
+    assert sparsedet("config", "show", tmp_path / "again.yaml").stdout == shown
+
+
+def test_config_translate_prints_the_native_form_and_every_key(tiny_recipe, tmp_path):
+    block = "sparsity:\n  scheduler:\n    type: AmpereScheduler\n    kwargs: {mask_calculator: m4n2_1d, verbosity: 0}\n"
+    tiny_recipe.write_text(tiny_recipe.read_text() + block)
+    done = sparsedet("config", "translate", tiny_recipe)
+    assert "eligibility: asp" in done.stdout
+    assert "sparsity.scheduler.kwargs.verbosity: no effect" in done.stderr
+
+
+def test_data_check(tiny_recipe, tiny_data):
+    done = sparsedet("data", "check", tiny_recipe)
+    assert done.returncode == 0
+    assert "6 images (1 without boxes), 10 boxes" in done.stdout
+    (report,) = json.loads(sparsedet("data", "check", tiny_recipe, "--json").stdout)
+    assert report["val"]["boxes_per_category"] == {"bright": 4, "dark": 4}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("train", "nothing.yaml"), "error: nothing.yaml: expected a file, or one of the shipped"),
+        (("train", "demoo"), "Check the path."),
+        (("train", "{recipe}", "--set", "training.step=4"), "training.step: expected one of"),
+        (("train", "{recipe}", "--set", "training.step=4"), "got the unknown key 'step'. Did you mean 'steps'?"),
+        (("train", "{recipe}", "--set", "training.steps=many"), "--set: training.steps: expected a valid integer, got 'many'."),
+        (("train", "{recipe}", "--set", "data.root=/none"), "/none/annotations/train.json: expected a JSON file, got 'No such file"),
+        (("train", "{recipe}", "--device", "tpu"), "device: expected an available device, got 'tpu'"),
+        (("train", "{recipe}", "--set", "training.precision=fp16"), "training.precision: expected 'fp32' or 'bf16' on the CPU"),
+        (("train", "{recipe}", "--output", "{recipe}/x"), "expected a folder that can be written, got 'Not a directory'"),
+        (("train", "{recipe}", "--set", "sparsity={schedule: {type: one_shot, sparsity: 1.0}}"), "sparsity.schedule.sparsity: expected less than 1, got 1.0."),
+        (("train", "{recipe}", "--set", "sparsity={schedule: {type: level_wise, levels: [0.5, 0.4]}}"), "sparsity.schedule.levels: expected levels that"),
+        (("train", "{recipe}", "--set", "sparsity={schedule: {type: one_shot, sparsity: 0.3}, pattern: {type: n_m}}"), "expected the sparsity 0.5 that the pattern 2:4 gives, got [0.3]"),
+        (("train", "{recipe}", "--set", "sparsity={schedule: {type: one_shot, sparsity: 0.3}, targets: {include: [head.cls]}}"), "Did you mean 'head.cls_pred"),
+        (("train", "{recipe}", "--set", "sparsity={schedule: {type: one_shot}, pattern: {type: n_m}, targets: {include: [backbone.conv1]}}"), "needs in_channels/groups % 4 == 0, got 3"),
+        (("eval", "{recipe}"), "expected a whole sparsedet checkpoint, got an unreadable file"),
+        (("eval", "gone.pt"), "gone.pt: expected a checkpoint file, got nothing. Check the path."),
+        (("report", "."), "expected a run folder with suite.json"),
+    ],
+)  # fmt: skip
+def test_bad_input_is_one_message_and_exit_code_2(arguments, message, tiny_recipe, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    done = sparsedet(*(argument.replace("{recipe}", str(tiny_recipe)) for argument in arguments))
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
