@@ -37,11 +37,23 @@ def chosen(model, pattern=None, **fields):
         (("type:Linear",), (), "fc"),
         (("type:Conv2d",), ("backbone.*", "cls_pred"), "down tower"),
         (("type:Module",), ("type:Conv2d",), "fc"),
+        (("preset:depthwise",), (), "backbone.depthwise"),
+        (("backbone.*",), ("preset:depthwise",), "backbone.conv1"),
     ],
 )
 def test_grammar(detector, include, exclude, expected):
     names = [name.removesuffix(".weight") for name in chosen(detector, include=include, exclude=exclude)]
     assert names == expected.split()
+
+
+def test_a_preset_may_match_nothing_but_must_be_known():
+    net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Conv2d(4, 4, 3, groups=2))
+    assert chosen(net, exclude=("preset:depthwise",)) == ["0.weight", "1.weight"]
+    message = (
+        r"expected one of \['depthwise'\] after 'preset:', got 'depthwize'\. Did you mean 'depthwise'\? Correct it."
+    )
+    with pytest.raises(ValueError, match=message):
+        Targets(exclude=("preset:depthwize",))
 
 
 def test_table_gives_a_reason_for_every_weight(detector):

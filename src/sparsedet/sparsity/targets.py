@@ -12,7 +12,10 @@ A pattern in `include` or `exclude` is one of
 ``head.*``          glob over whole names: ``*`` any text (dots too), ``?`` one character, ``[ab]`` one of
 ``re:head\.\d+``    regular expression that matches the whole name
 ``type:Conv2d``     class name of the layer or of one of its base classes
+``preset:…``        a kind of layer: ``depthwise``, convolutions with one input channel in each group
 ==================  ======================================================================================
+
+A pattern that matches nothing is an error, except a preset: a model need not have layers of that kind.
 """
 
 import fnmatch
@@ -35,6 +38,14 @@ WEIGHTED = (
     nn.Linear,
 )  # fmt: skip
 """Layers whose weight can be pruned."""
+
+
+def _is_depthwise(module: nn.Module) -> bool:
+    return module.groups == module.in_channels > 1 if isinstance(module, nn.modules.conv._ConvNd) else False
+
+
+PRESETS = {"depthwise": _is_depthwise}
+"""Name after ``preset:`` -> whether a layer is of that kind."""
 
 _WRAPPERS = (nn.parallel.DistributedDataParallel, nn.DataParallel, torch.optim.swa_utils.AveragedModel)
 
@@ -112,6 +123,11 @@ class Targets(ConfigModel):
     @classmethod
     def _check_patterns(cls, patterns: tuple[str, ...]) -> tuple[str, ...]:
         for pattern in patterns:
+            preset = pattern.removeprefix("preset:")
+            if pattern.startswith("preset:") and preset not in PRESETS:
+                known = sorted(PRESETS)
+                hint = did_you_mean(preset, known)
+                raise ConfigError(f"expected one of {known} after 'preset:', got '{preset}'.{hint} Correct it.")
             try:
                 re.compile(pattern.removeprefix("re:") if pattern.startswith("re:") else "")
             except re.error as error:
@@ -129,7 +145,7 @@ class Targets(ConfigModel):
         """
         for key, patterns in (("include", self.include), ("exclude", self.exclude)):
             for index, text in enumerate(patterns):
-                if not any(_matches(text, weight) for weight in weights):
+                if not text.startswith("preset:") and not any(_matches(text, weight) for weight in weights):
                     raise TargetMatchError(_no_match(f"sparsity.targets.{key}[{index}]", text, weights))
         rows = tuple(self._row(weight, pattern) for weight in weights)
         if not any(row.chosen for row in rows):
@@ -209,13 +225,15 @@ def find_weights(model: nn.Module) -> tuple[Weight, ...]:
 
 
 def _is_name(pattern: str) -> bool:
-    return not pattern.startswith(("re:", "type:")) and not set(pattern) & set("*?[")
+    return not pattern.startswith(("re:", "type:", "preset:")) and not set(pattern) & set("*?[")
 
 
 def _matches(pattern: str, weight: Weight) -> bool:
     if pattern.startswith("type:"):
         wanted = pattern.removeprefix("type:")
         return any(base.__name__ == wanted for module in weight.modules for base in type(module).__mro__)
+    if pattern.startswith("preset:"):
+        return any(map(PRESETS[pattern.removeprefix("preset:")], weight.modules))
     names = (*weight.names, *weight.layer_names)
     if pattern.startswith("re:"):
         return any(re.fullmatch(pattern.removeprefix("re:"), name) for name in names)

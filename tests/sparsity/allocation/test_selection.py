@@ -164,7 +164,7 @@ def test_exact_nested_counts_for_any_model(name, scope, bag, data):
     for parameter in model.parameters():
         values = torch.randn(parameter.shape, generator=generator)
         parameter.data = (values / step).round() * step if step else values
-    levels = tuple(sorted(data.draw(st.lists(st.floats(0, 0.985), min_size=1, max_size=3))))
+    levels = tuple(sorted(data.draw(st.lists(st.floats(0, 0.985), min_size=1, max_size=3, unique=True))))
     config = SparsityConfig(
         targets=Targets(exclude=("kept",)),
         schedule=LevelWise(levels=levels),

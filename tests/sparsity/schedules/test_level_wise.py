@@ -17,7 +17,7 @@ LEVELS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
         (LEVELS, None, 7, (0, 1, 2, 3, 4, 5, 6)),
         (LEVELS, (30, 30, 30, 50, 80, 130, 210), 560, (0, 30, 60, 90, 140, 220, 350)),
         ((0.5, 0.6, 0.7), (0.1, 0.7, 0.2), 10, (0, 1, 8)),  # decimals as written, without float noise
-        ((0.5, 0.5), (1, 3), 8, (0, 2)),
+        ((0.5, 0.6), (1, 3), 8, (0, 2)),
     ],
 )
 def test_starts(levels, shares, total_steps, starts):
@@ -39,8 +39,9 @@ def test_no_steps_are_too_few_for_one_level():
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"levels": (0.5, 0.3)}, r"expected levels that never fall, got \[0.5, 0.3\]. Sort them."),
+        ({"levels": (0.5, 0.3)}, r"expected levels that rise, got \[0.5, 0.3\]. Sort them, each once."),
         ({"levels": (0.5, 1.0)}, r"less than 1"),
+        ({"levels": (0.5, 0.5)}, r"expected levels that rise, got \[0.5, 0.5\]. Sort them, each once."),
         ({"levels": (-0.1,)}, r"greater than or equal to 0"),
         ({"levels": ()}, r"at least 1 item"),
         ({"levels": (float("nan"),)}, r"finite number"),

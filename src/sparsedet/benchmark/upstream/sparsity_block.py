@@ -201,8 +201,8 @@ class _Translator:
         )
         self.mapped("scheduler.kwargs.no_prune_layer", f"sparsity.targets.exclude: {names or 'nothing'} (exact)")
         if kwargs.pop("dw_no_prune", False):
-            patterns.append("depthwise")
-            self.mapped("scheduler.kwargs.dw_no_prune", "sparsity.targets.exclude: depthwise")
+            patterns.append("preset:depthwise")
+            self.mapped("scheduler.kwargs.dw_no_prune", "sparsity.targets.exclude: preset:depthwise")
         else:
             self.no_effect("scheduler.kwargs.dw_no_prune", "False is what is done")
         return patterns

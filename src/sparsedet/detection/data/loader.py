@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Sampler
 from torchvision import tv_tensors
 
 from sparsedet.common.errors import DatasetError
@@ -196,6 +196,21 @@ def val_loader(dataset: DetectionDataset, batch_size: int, stride: int, num_work
         groups.setdefault((_round_up(size[0], stride), _round_up(size[1], stride)), []).append((0, index))
     batches = [group[i : i + batch_size] for group in groups.values() for i in range(0, len(group), batch_size)]
     return _load(dataset, batches, stride, num_workers)
+
+
+class _TrainBatches(Sampler[list[Position]]):
+    """The batches of training steps, made one by one: a long run would not fit in memory."""
+
+    def __init__(self, num_images: int, seed: int, batch_size: int, steps: range) -> None:
+        self.num_images = num_images
+        self.seed = seed
+        self.batch_size = batch_size
+        self.steps = steps
+
+    def __iter__(self) -> Iterator[list[Position]]:
+        stream = _shuffled(self.num_images, self.seed, self.steps.start * self.batch_size)
+        for _ in self.steps:
+            yield list(islice(stream, self.batch_size))
 
 
 class _Batches(Dataset[Batch | DatasetError]):

@@ -13,7 +13,7 @@ class LevelWise(ConfigModel):
     """Share the steps of a run among rising sparsity levels; new masks are made where a level starts.
 
     Attributes:
-        levels: target sparsity of each level, in [0, 1), never falling.
+        levels: target sparsity of each level, in [0, 1), rising.
         shares: relative length of each level; None: equal lengths. ``(1, 1, 2)`` gives the last level half of
             the steps. Later levels profit from more.
 
@@ -28,8 +28,8 @@ class LevelWise(ConfigModel):
     @field_validator("levels")
     @classmethod
     def _check_levels(cls, levels: tuple[float, ...]) -> tuple[float, ...]:
-        if list(levels) != sorted(levels):
-            raise ConfigError(f"expected levels that never fall, got {list(levels)}. Sort them.")
+        if list(levels) != sorted(set(levels)):
+            raise ConfigError(f"expected levels that rise, got {list(levels)}. Sort them, each once.")
         return levels
 
     @model_validator(mode="after")
