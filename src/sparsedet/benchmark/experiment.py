@@ -1,358 +1,44 @@
-"""One experiment: train (and prune) level by level; each level gives a checkpoint, an evaluation and a record.
+"""One experiment: its levels are run one after another, and none that is finished is run again."""
 
-A level that is finished is never run again: its checkpoint holds weights, masks and optimizer state, and the run
-goes on from there. Layout of the folder: `report.run`.
-"""
-
-import json
-import time
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from sparsedet.benchmark import analysis, samples
-from sparsedet.benchmark.checkpoint import CHECKPOINT_FILE, build_detector, num_checkpoint_bytes
-from sparsedet.benchmark.console import Console
-from sparsedet.benchmark.recipe import Recipe
-from sparsedet.benchmark.sparsity_callback import SparsityCallback
-from sparsedet.common.checkpoint import load_checkpoint, save_checkpoint
+from sparsedet.benchmark import samples
+from sparsedet.benchmark.checkpoint import CHECKPOINT_FILE
+from sparsedet.benchmark.job import Job
+from sparsedet.benchmark.level_runner import LevelRunner
+from sparsedet.benchmark.recipe import PLACE_KEYS, Recipe
 from sparsedet.common.config import dump, to_yaml, validate
 from sparsedet.common.document import read_yaml
 from sparsedet.common.errors import CheckpointError, ConfigError
-from sparsedet.common.files import write_json, write_text
-from sparsedet.common.runtime import environment, start, writable_folder
-from sparsedet.detection.data.loader import train_loader, val_loader
+from sparsedet.common.files import write_text
+from sparsedet.common.runtime import start, writable_folder
 from sparsedet.detection.data.splits import Splits, open_splits
-from sparsedet.detection.evaluation import evaluate, write_results
-from sparsedet.detection.inference import detect
-from sparsedet.detection.trainer import Level, StepReport, Trainer
-from sparsedet.report.record import RECORDS_FILE, Record, append_record, read_records
-from sparsedet.sparsity import Measurement, Sparsifier, measure, profile_model
+from sparsedet.report.record import Record, read_records
 
 CONFIG_FILE = "config.yaml"
-METRICS_FILE = "metrics.jsonl"
-DETECTIONS_FILE = "detections.json"
-LAYERS_FILE = "layers.json"
 
 
-@dataclass(frozen=True)
-class Identity:
-    """The words a report uses for an experiment: its folder, its heading, its row."""
+def run_experiment(job: Job) -> tuple[Record, ...]:
+    """Run the levels of `job` that are not finished yet and return the records of all.
 
-    name: str
-    family: str
-    label: str
-
-
-class Experiment:
-    """Runs one recipe into one folder.
-
-    Args:
-        recipe: what to do.
-        identity: name, family and label for the report.
-        folder: folder of the experiment.
-        device: where to run.
-        console: told about the progress.
+    Raises:
+        ConfigError: the folder holds another recipe's run.
+        DatasetError: annotations or images are wrong.
+        UnreachableTargetError, TargetMatchError, UnsupportedShapeError: the sparsity asked for cannot be had.
     """
-
-    def __init__(
-        self, recipe: Recipe, identity: Identity, folder: Path, device: torch.device, console: Console
-    ) -> None:
-        self.recipe = recipe
-        self.identity = identity
-        self.folder = folder
-        self.device = device
-        self.console = console
-
-    def run(self) -> tuple[Record, ...]:
-        """Run the levels that are not finished yet and return the records of all.
-
-        Raises:
-            ConfigError: the folder holds another recipe's run.
-            DatasetError: annotations or images are wrong.
-            UnreachableTargetError, TargetMatchError, UnsupportedShapeError: the sparsity asked for cannot be had.
-        """
-        start(self.recipe.seed, self.device)
-        data = open_splits(self.recipe.data, self.recipe.seed)
-        for warning in data.warnings:
-            self.console.warn(warning)
-        writable_folder(self.folder)
-        self._claim_folder(data)
-        finished = self._finished()
-        names = level_names(self.recipe)
-        if len(finished) == len(names):
-            self.console.say(f"{self.identity.name}: finished before, nothing to do")
-        else:
-            _Run(self, data, names).go_on(finished)
-        return read_records(self.folder)[0]
-
-    def _claim_folder(self, data: Splits) -> None:
-        """Write the resolved recipe into the folder, or check that the one in it is the same."""
-        path = self.folder / CONFIG_FILE
-        records, notices = read_records(self.folder)
-        for notice in notices:
-            self.console.warn(notice)
-        if records and path.exists():
-            self._check_same(validate(Recipe, read_yaml(path)), records[-1].data_hash, data.hash)
-        else:
-            samples.save(self.folder, data.val, self.recipe.evaluation.num_samples)
-            write_text(path, to_yaml(dump(self.recipe)))
-
-    def _check_same(self, recipe: Recipe, data_hash: str, new_data_hash: str) -> None:
-        remedy = "Choose another folder with --output, or restore it."
-        if recipe.hash() != self.recipe.hash():
-            differences = _differences(dump(recipe), dump(self.recipe))
-            raise ConfigError(
-                f"{self.folder}: expected a run of this recipe, got one that differs in {differences}. {remedy}"
-            )
-        if data_hash != new_data_hash:
-            raise ConfigError(
-                f"{self.folder}: expected the data this run began with (hash {data_hash}), "
-                f"got other data (hash {new_data_hash}). {remedy}"
-            )
-
-    def _finished(self) -> tuple[Record, ...]:
-        """Return the records of the leading levels whose checkpoint is there too."""
-        records: list[Record] = []
-        for record, name in zip(read_records(self.folder)[0], level_names(self.recipe), strict=False):
-            if record.folder != name or not (self.folder / name / CHECKPOINT_FILE).exists():
-                break
-            records.append(record)
-        return tuple(records)
-
-
-class _Run:
-    """The state of one experiment while it runs."""
-
-    def __init__(self, experiment: Experiment, data: Splits, names: tuple[str, ...]) -> None:
-        self.recipe = experiment.recipe
-        self.identity = experiment.identity
-        self.folder = experiment.folder
-        self.device = experiment.device
-        self.console = experiment.console
-        self.data = data
-        self.names = names
-        self.model, self.initial_weights = build_detector(self.recipe, data.train.coco.categories)
-        if self.recipe.sparsity is not None and self.recipe.initial_checkpoint is None:
-            self.console.warn(
-                "pruning starts without a trained detector; set initial_checkpoint to start from a dense one"
-            )
-        total_steps = self.recipe.training.total_steps(len(data.train))
-        self._check_steps(total_steps)
-        self.ap_after_pruning: float | None = None
-        self.allocated_sparsity: float | None = None
-        self.sparsifier = self._sparsifier()
-        callback = None
-        if self.sparsifier is not None and not self.recipe.dense_control:
-            callback = SparsityCallback(self.sparsifier, self._on_pruned)
-        self.trainer = Trainer(self.model, self.recipe.training, total_steps, self.device, callback)
-        self.levels = self._levels(total_steps)
-        if callback is not None:
-            callback.sparsifier.attach(self.trainer.optimizer)
-        self.callback = callback
-        need = num_checkpoint_bytes(self.model) * len(names)
-        writable_folder(self.folder, need)
-
-    # --- preparation ---------------------------------------------------------------------------------------
-
-    def _check_steps(self, total_steps: int) -> None:
-        expected = self.recipe.expected_steps
-        if expected is not None and expected != total_steps:
-            raise ConfigError(
-                f"expected_steps: expected {expected} steps, got {total_steps} from training.steps or epochs. "
-                "Make them equal."
-            )
-        num_levels = len(self.names)
-        if 0 < total_steps < num_levels:
-            raise ConfigError(
-                f"training.steps: expected at least one step for each of {num_levels} levels, got {total_steps}. "
-                "Raise it."
-            )
-
-    def _sparsifier(self) -> Sparsifier | None:
-        if self.recipe.sparsity is None:
-            return None
-        sparsifier = Sparsifier(self.model.to(self.device), self.recipe.sparsity, self._inputs())
-        if self.recipe.write_analysis:
-            analysis.write(self.folder / "analysis", analysis.table(sparsifier))
-        for row in sparsifier.selection:
-            if not row.chosen:
-                self.console.say(f"{self.identity.name}: {row.name} stays dense: {row.reason}")
-        return sparsifier
-
-    def _inputs(self) -> tuple[torch.Tensor]:
-        return analysis.example_inputs(self.recipe, self.data, self.model.stride, self.device)
-
-    def _levels(self, total_steps: int) -> tuple[Level, ...]:
-        if self.sparsifier is None or total_steps == 0:
-            return (Level(0, total_steps),) * len(self.names)
-        firsts = self.sparsifier.boundaries(total_steps)
-        return tuple(Level(first, last) for first, last in zip(firsts, (*firsts[1:], total_steps), strict=True))
-
-    # --- running -------------------------------------------------------------------------------------------
-
-    def go_on(self, finished: tuple[Record, ...]) -> None:
-        """Run the levels after the finished ones."""
-        if finished:
-            self._restore(self.folder / finished[-1].folder / CHECKPOINT_FILE)
-            self.console.say(
-                f"{self.identity.name}: {len(finished)} of {len(self.names)} levels finished before, going on"
-            )
-        for index in range(len(finished), len(self.names)):
-            self._run_level(index)
-
-    def _restore(self, path: Path) -> None:
-        content = load_checkpoint(path)
-        self.model.load_state_dict(content["model"])
-        self.trainer.load_state_dict(content["trainer"])
-        if self.callback is not None:
-            self.callback.sparsifier.load_state_dict(content["sparsifier"])
-        _drop_later_lines(self.folder / METRICS_FILE, content["step"])
-
-    def _run_level(self, index: int) -> None:
-        began = time.perf_counter()
-        level = self.levels[index]
-        self.ap_after_pruning = None
-        loss = self._train(index, level)
-        if self.callback is not None:
-            self.callback.before_evaluate()
-        results, metrics = self._evaluate()
-        measurement = self._measure()
-        folder = self.folder / self.names[index]
-        write_results(folder / DETECTIONS_FILE, results)
-        write_json(folder / LAYERS_FILE, analysis.layer_rows(measurement))
-        self._save(folder / CHECKPOINT_FILE, index, metrics)
-        record = self._record(index, metrics, measurement, loss, time.perf_counter() - began)
-        append_record(self.folder / RECORDS_FILE, record)
-        self.console.record(record)
-
-    def _train(self, index: int, level: Level) -> float | None:
-        if level.num_steps == 0:
-            if self.callback is not None:
-                self.callback.sparsifier.prune_(index)
-                self._on_pruned()
-            return None
-        label = f"{self.identity.name} {self.names[index]}"
-        config = self.recipe.training
-        batches = train_loader(
-            self.data.train,
-            config.batch_size,
-            level.first_step,
-            level.last_step,
-            self.model.stride,
-            config.num_workers,
-        )
-        with (
-            (self.folder / METRICS_FILE).open("a") as metrics,
-            self.console.training(label, config.log_every) as show,
-        ):
-            self.trainer.report = self._step_reporter(metrics.write, show)
-            return self.trainer.train(level, batches)
-
-    def _step_reporter(
-        self, write: Callable[[str], object], show: Callable[[StepReport, float], None]
-    ) -> Callable[[StepReport], None]:
-        every = self.recipe.training.log_every
-
-        def report(step: StepReport) -> None:
-            show(step, self.allocated_sparsity or 0.0)
-            if (step.step + 1) % every == 0 or step.step + 1 == step.total_steps:
-                line = {
-                    "step": step.step,
-                    "loss": step.loss,
-                    **step.terms,
-                    "lr": step.lr,
-                    "gradient_norm": step.gradient_norm,
-                    "images_per_second": round(step.images_per_second, 2),
-                }
-                write(json.dumps(line) + "\n")
-
-        return report
-
-    def _on_pruned(self) -> None:
-        assert self.callback is not None
-        self.allocated_sparsity = self.callback.allocated_sparsity
-        if self.recipe.evaluation.after_pruning:
-            self.ap_after_pruning = self._evaluate()[1]["ap"]
-
-    def _evaluate(self) -> tuple[list[dict[str, Any]], dict[str, float]]:
-        evaluation = self.recipe.evaluation
-        batches = val_loader(self.data.val, evaluation.batch_size, self.model.stride, self.recipe.training.num_workers)
-        coco = self.data.val.coco
-        results = detect(self.model, batches, coco.category_ids, self.device, self.recipe.training.precision)
-        return results, evaluate(coco.ground_truth(), results, evaluation.evaluator)
-
-    # --- results -------------------------------------------------------------------------------------------
-
-    def _measure(self) -> Measurement:
-        if self.callback is not None:
-            return self.callback.sparsifier.measure()
-        return measure(self.model, profile=profile_model(self.model, self._inputs()))
-
-    def _save(self, path: Path, index: int, metrics: dict[str, float]) -> None:
-        content = {
-            "experiment": self.identity.name,
-            "recipe": json.dumps(dump(self.recipe)),
-            "categories": [[category.id, category.name] for category in self.data.train.coco.categories],
-            "level": index,
-            "step": self.levels[index].last_step,
-            "metrics": metrics,
-            "model": self.model.state_dict(),
-            "sparsifier": self.callback.sparsifier.state_dict() if self.callback is not None else None,
-            "trainer": self.trainer.state_dict(),
-        }
-        save_checkpoint(path, content)
-
-    def _record(
-        self, index: int, metrics: dict[str, float], measured: Measurement, loss: float | None, seconds: float
-    ) -> Record:
-        sparsity = self.recipe.sparsity
-        is_pruned = self.callback is not None
-        return Record(
-            experiment=self.identity.name,
-            family=self.identity.family,
-            label=self.identity.label,
-            scheduler=self.recipe.scheduler,
-            pattern=self.recipe.pattern,
-            allocation=sparsity.allocation.type
-            if sparsity is not None and is_pruned and sparsity.allocation is not None
-            else None,
-            level=index if sparsity is not None else None,
-            num_levels=len(self.names),
-            target_sparsity=self.recipe.target_sparsities[index] if is_pruned else None,
-            allocated_sparsity=self.allocated_sparsity,
-            measured_sparsity=measured.measured_sparsity,
-            measured_sparsity_chosen=measured.measured_sparsity_chosen if is_pruned else None,
-            macs_kept=measured.macs_kept or 0.0,
-            num_macs=measured.num_macs or 0,
-            num_parameters=measured.num_parameters,
-            num_nonzero=measured.num_nonzero,
-            ap_after_pruning=self.ap_after_pruning,
-            metrics=metrics,
-            loss=loss,
-            steps=self.levels[index].num_steps,
-            seconds=round(seconds, 2),
-            seed=self.recipe.seed,
-            published_ap=self.recipe.published_ap[index] if self.recipe.published_ap else None,
-            initial_weights=self.initial_weights,
-            environment=environment(self.device),
-            config_hash=self.recipe.hash(),
-            data_hash=self.data.hash,
-            folder=self.names[index],
-        )
-
-
-def level_names(recipe: Recipe) -> tuple[str, ...]:
-    """Return the folder name of each level of `recipe`."""
-    targets = recipe.target_sparsities
-    if not targets:
-        return ("dense",)
-    if recipe.dense_control:
-        return tuple(f"control-{index}" for index in range(len(targets)))
-    return tuple(f"sparsity-{target:g}" for target in targets)
+    start(job.recipe.seed, job.device)
+    splits = open_splits(job.recipe.data, job.recipe.seed)
+    for warning in splits.warnings:
+        job.console.warn(warning)
+    writable_folder(job.folder)
+    _claim_folder(job, splits)
+    finished = _finished(job)
+    if len(finished) == len(job.level_names):
+        job.console.say(f"{job.name}: finished before, nothing to do")
+    else:
+        LevelRunner(job, splits).run(finished)
+    return read_records(job.folder)[0]
 
 
 def last_checkpoint(folder: Path) -> Path:
@@ -368,30 +54,49 @@ def last_checkpoint(folder: Path) -> Path:
     return paths[-1]
 
 
-def _differences(there: Any, here: Any, path: str = "") -> str:
-    """Name the first keys in which two resolved recipes differ."""
-    keys = [
-        f"{path}{key}"
-        for key in {**there, **here}
-        if there.get(key) != here.get(key) and key not in ("root", "initial_checkpoint")
-    ]
-    named = []
-    for key in keys:
-        old, new = there.get(key[len(path) :]), here.get(key[len(path) :])
-        both = isinstance(old, dict) and isinstance(new, dict)
-        named.append(_differences(old, new, f"{key}.") if both else f"{key} ({old!r} there, {new!r} here)")
-    return ", ".join(named[:3])
-
-
-def _drop_later_lines(path: Path, first_step: int) -> None:
-    """Drop the metrics of steps that will be run again, and a half written line."""
-    if not path.exists():
+def _claim_folder(job: Job, splits: Splits) -> None:
+    """Write the resolved recipe and the sample images into the folder, or check that its run is of the same recipe."""
+    path = job.folder / CONFIG_FILE
+    records, notices = read_records(job.folder)
+    for notice in notices:
+        job.console.warn(notice)
+    if not (records and path.exists()):
+        samples.save(job.folder, splits.val, job.recipe.evaluation.num_samples)
+        write_text(path, to_yaml(dump(job.recipe)))
         return
-    kept = []
-    for line in path.read_text().splitlines():
-        try:
-            if json.loads(line)["step"] < first_step:
-                kept.append(line + "\n")
-        except ValueError:
+    remedy = "Choose another folder with --output, or restore it."
+    there = validate(Recipe, read_yaml(path))
+    if there.hash() != job.recipe.hash():
+        differences = ", ".join(_differences(dump(there), dump(job.recipe))[:3])
+        raise ConfigError(
+            f"{job.folder}: expected a run of this recipe, got one that differs in {differences}. {remedy}"
+        )
+    if records[-1].data_hash != splits.hash:
+        raise ConfigError(
+            f"{job.folder}: expected the data this run began with (hash {records[-1].data_hash}), "
+            f"got other data (hash {splits.hash}). {remedy}"
+        )
+
+
+def _finished(job: Job) -> tuple[Record, ...]:
+    """Return the records of the leading levels whose checkpoint is there too."""
+    records: list[Record] = []
+    for record, name in zip(read_records(job.folder)[0], job.level_names, strict=False):
+        if record.folder != name or not (job.folder / name / CHECKPOINT_FILE).exists():
+            break
+        records.append(record)
+    return tuple(records)
+
+
+def _differences(there: dict[str, Any], here: dict[str, Any], prefix: str = "") -> list[str]:
+    """Name the keys in which two resolved recipes differ, with both values; where the data are does not count."""
+    found: list[str] = []
+    for key in {**there, **here}:
+        old, new = there.get(key), here.get(key)
+        if old == new or f"{prefix}{key}" in PLACE_KEYS:
             continue
-    path.write_text("".join(kept))
+        if isinstance(old, dict) and isinstance(new, dict):
+            found += _differences(old, new, f"{prefix}{key}.")
+        else:
+            found.append(f"{prefix}{key} ({old!r} there, {new!r} here)")
+    return found

@@ -7,7 +7,8 @@ from typing import Any, Self
 from pydantic import Field, model_validator
 
 from sparsedet.benchmark.console import Console
-from sparsedet.benchmark.experiment import Experiment, Identity, last_checkpoint
+from sparsedet.benchmark.experiment import last_checkpoint, run_experiment
+from sparsedet.benchmark.job import Job
 from sparsedet.benchmark.recipe import LoadedRecipe, finish_recipe, with_base
 from sparsedet.common.config import ConfigModel, dump, validate
 from sparsedet.common.document import Document, KeyPath, apply_overrides, read_yaml
@@ -130,8 +131,8 @@ def run_suite(suite: Suite, folder: Path, device_name: str, console: Console) ->
         recipe = loaded.recipe
         if entry.start is not None:
             recipe = recipe.model_copy(update={"initial_checkpoint": last_checkpoint(folder / entry.start)})
-        identity = Identity(entry.name, entry.family, entry.label or entry.name)
-        records.extend(Experiment(recipe, identity, folder / entry.name, device, console).run())
+        job = Job(recipe, entry.name, entry.family, entry.label or entry.name, folder / entry.name, device, console)
+        records.extend(run_experiment(job))
     return tuple(records)
 
 

@@ -1,0 +1,42 @@
+"""What is to be run where: one experiment of a suite."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from sparsedet.benchmark.console import Console
+from sparsedet.benchmark.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Job:
+    """One experiment.
+
+    Attributes:
+        recipe: what to do.
+        name: name of the experiment and of its folder.
+        family: heading that its row stands under in a report.
+        label: its row in a report.
+        folder: folder of the experiment; its layout is described in `report.run`.
+        device: where to run.
+        console: told about the progress.
+    """
+
+    recipe: Recipe
+    name: str
+    family: str
+    label: str
+    folder: Path
+    device: torch.device
+    console: Console
+
+    @property
+    def level_names(self) -> tuple[str, ...]:
+        """Name of the folder of each level."""
+        targets = self.recipe.target_sparsities
+        if not targets:
+            return ("dense",)
+        if self.recipe.dense_control:
+            return tuple(f"control-{index}" for index in range(len(targets)))
+        return tuple(f"sparsity-{target:g}" for target in targets)

@@ -1,0 +1,272 @@
+"""The levels of one experiment; each gives a checkpoint, detections, a table of its layers, and a record."""
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sparsedet.benchmark import analysis
+from sparsedet.benchmark.checkpoint import CHECKPOINT_FILE, build_detector, num_checkpoint_bytes
+from sparsedet.benchmark.job import Job
+from sparsedet.benchmark.sparsity_callback import SparsityCallback
+from sparsedet.common.checkpoint import load_checkpoint, save_checkpoint
+from sparsedet.common.config import dump
+from sparsedet.common.errors import ConfigError
+from sparsedet.common.files import write_json
+from sparsedet.common.runtime import environment, writable_folder
+from sparsedet.detection.data.loader import train_loader, val_loader
+from sparsedet.detection.data.splits import Splits
+from sparsedet.detection.evaluation import evaluate, write_results
+from sparsedet.detection.inference import detect
+from sparsedet.detection.trainer import Level, StepReport, Trainer
+from sparsedet.report.record import RECORDS_FILE, Record, append_record
+from sparsedet.sparsity import Measurement, Sparsifier, measure, profile_model
+
+METRICS_FILE = "metrics.jsonl"
+DETECTIONS_FILE = "detections.json"
+LAYERS_FILE = "layers.json"
+
+
+class LevelRunner:
+    """Runs the levels of one experiment: trains, evaluates, measures, saves, records.
+
+    A checkpoint holds weights, masks and optimizer state, so that a run goes on after any finished level.
+
+    Args:
+        job: what to run where.
+        splits: images to learn from and to evaluate on.
+    """
+
+    def __init__(self, job: Job, splits: Splits) -> None:
+        self.recipe = job.recipe
+        self.job = job
+        self.folder = job.folder
+        self.device = job.device
+        self.console = job.console
+        self.splits = splits
+        self.names = job.level_names
+        self.model, self.initial_weights = build_detector(self.recipe, splits.train.coco.categories)
+        if self.recipe.sparsity is not None and self.recipe.initial_checkpoint is None:
+            self.console.warn(
+                "pruning starts without a trained detector; set initial_checkpoint to start from a dense one"
+            )
+        total_steps = self.recipe.training.total_steps(len(splits.train))
+        self._check_steps(total_steps)
+        self.ap_after_pruning: float | None = None
+        self.allocated_sparsity: float | None = None
+        self.sparsifier = self._sparsifier()
+        callback = None
+        if self.sparsifier is not None and not self.recipe.dense_control:
+            callback = SparsityCallback(self.sparsifier, self._on_pruned)
+        self.trainer = Trainer(self.model, self.recipe.training, total_steps, self.device, callback)
+        self.levels = self._levels(total_steps)
+        if callback is not None:
+            callback.sparsifier.attach(self.trainer.optimizer)
+        self.callback = callback
+        need = num_checkpoint_bytes(self.model) * len(self.names)
+        writable_folder(self.folder, need)
+
+    # --- preparation ---------------------------------------------------------------------------------------
+
+    def _check_steps(self, total_steps: int) -> None:
+        expected = self.recipe.expected_steps
+        if expected is not None and expected != total_steps:
+            raise ConfigError(
+                f"expected_steps: expected {expected} steps, got {total_steps} from training.steps or epochs. "
+                "Make them equal."
+            )
+        num_levels = len(self.names)
+        if 0 < total_steps < num_levels:
+            raise ConfigError(
+                f"training.steps: expected at least one step for each of {num_levels} levels, got {total_steps}. "
+                "Raise it."
+            )
+
+    def _sparsifier(self) -> Sparsifier | None:
+        if self.recipe.sparsity is None:
+            return None
+        sparsifier = Sparsifier(self.model.to(self.device), self.recipe.sparsity, self._inputs())
+        if self.recipe.write_analysis:
+            analysis.write(self.folder / "analysis", analysis.table(sparsifier))
+        for row in sparsifier.selection:
+            if not row.chosen:
+                self.console.say(f"{self.job.name}: {row.name} stays dense: {row.reason}")
+        return sparsifier
+
+    def _inputs(self) -> tuple[torch.Tensor]:
+        return analysis.example_inputs(self.recipe, self.splits, self.model.stride, self.device)
+
+    def _levels(self, total_steps: int) -> tuple[Level, ...]:
+        if self.sparsifier is None or total_steps == 0:
+            return (Level(0, total_steps),) * len(self.names)
+        firsts = self.sparsifier.boundaries(total_steps)
+        return tuple(Level(first, last) for first, last in zip(firsts, (*firsts[1:], total_steps), strict=True))
+
+    # --- running -------------------------------------------------------------------------------------------
+
+    def run(self, finished: tuple[Record, ...]) -> None:
+        """Run the levels after those of the records `finished`."""
+        if finished:
+            self._restore(self.folder / finished[-1].folder / CHECKPOINT_FILE)
+            self.console.say(f"{self.job.name}: {len(finished)} of {len(self.names)} levels finished before, going on")
+        for index in range(len(finished), len(self.names)):
+            self._run_level(index)
+
+    def _restore(self, path: Path) -> None:
+        content = load_checkpoint(path)
+        self.model.load_state_dict(content["model"])
+        self.trainer.load_state_dict(content["trainer"])
+        if self.callback is not None:
+            self.callback.sparsifier.load_state_dict(content["sparsifier"])
+        _drop_later_lines(self.folder / METRICS_FILE, content["step"])
+
+    def _run_level(self, index: int) -> None:
+        began = time.perf_counter()
+        level = self.levels[index]
+        self.ap_after_pruning = None
+        loss = self._train(index, level)
+        if self.callback is not None:
+            self.callback.before_evaluate()
+        results, metrics = self._evaluate()
+        measurement = self._measure()
+        folder = self.folder / self.names[index]
+        write_results(folder / DETECTIONS_FILE, results)
+        write_json(folder / LAYERS_FILE, analysis.layer_rows(measurement))
+        self._save(folder / CHECKPOINT_FILE, index, metrics)
+        record = self._record(index, metrics, measurement, loss, time.perf_counter() - began)
+        append_record(self.folder / RECORDS_FILE, record)
+        self.console.record(record)
+
+    def _train(self, index: int, level: Level) -> float | None:
+        if level.num_steps == 0:
+            if self.callback is not None:
+                self.callback.sparsifier.prune_(index)
+                self._on_pruned()
+            return None
+        label = f"{self.job.name} {self.names[index]}"
+        config = self.recipe.training
+        batches = train_loader(
+            self.splits.train,
+            config.batch_size,
+            level.first_step,
+            level.last_step,
+            self.model.stride,
+            config.num_workers,
+        )
+        with (
+            (self.folder / METRICS_FILE).open("a") as metrics,
+            self.console.training(label, config.log_every) as show,
+        ):
+            self.trainer.report = self._step_reporter(metrics.write, show)
+            return self.trainer.train(level, batches)
+
+    def _step_reporter(
+        self, write: Callable[[str], object], show: Callable[[StepReport, float], None]
+    ) -> Callable[[StepReport], None]:
+        every = self.recipe.training.log_every
+
+        def report(step: StepReport) -> None:
+            show(step, self.allocated_sparsity or 0.0)
+            if (step.step + 1) % every == 0 or step.step + 1 == step.total_steps:
+                line = {
+                    "step": step.step,
+                    "loss": step.loss,
+                    **step.terms,
+                    "lr": step.lr,
+                    "gradient_norm": step.gradient_norm,
+                    "images_per_second": round(step.images_per_second, 2),
+                }
+                write(json.dumps(line) + "\n")
+
+        return report
+
+    def _on_pruned(self) -> None:
+        assert self.callback is not None
+        self.allocated_sparsity = self.callback.allocated_sparsity
+        if self.recipe.evaluation.after_pruning:
+            self.ap_after_pruning = self._evaluate()[1]["ap"]
+
+    def _evaluate(self) -> tuple[list[dict[str, Any]], dict[str, float]]:
+        evaluation = self.recipe.evaluation
+        batches = val_loader(
+            self.splits.val, evaluation.batch_size, self.model.stride, self.recipe.training.num_workers
+        )
+        coco = self.splits.val.coco
+        results = detect(self.model, batches, coco.category_ids, self.device, self.recipe.training.precision)
+        return results, evaluate(coco.ground_truth(), results, evaluation.evaluator)
+
+    # --- results -------------------------------------------------------------------------------------------
+
+    def _measure(self) -> Measurement:
+        if self.callback is not None:
+            return self.callback.sparsifier.measure()
+        return measure(self.model, profile=profile_model(self.model, self._inputs()))
+
+    def _save(self, path: Path, index: int, metrics: dict[str, float]) -> None:
+        content = {
+            "experiment": self.job.name,
+            "recipe": json.dumps(dump(self.recipe)),
+            "categories": [[category.id, category.name] for category in self.splits.train.coco.categories],
+            "level": index,
+            "step": self.levels[index].last_step,
+            "metrics": metrics,
+            "model": self.model.state_dict(),
+            "sparsifier": self.callback.sparsifier.state_dict() if self.callback is not None else None,
+            "trainer": self.trainer.state_dict(),
+        }
+        save_checkpoint(path, content)
+
+    def _record(
+        self, index: int, metrics: dict[str, float], measured: Measurement, loss: float | None, seconds: float
+    ) -> Record:
+        sparsity = self.recipe.sparsity
+        is_pruned = self.callback is not None
+        return Record(
+            experiment=self.job.name,
+            family=self.job.family,
+            label=self.job.label,
+            scheduler=self.recipe.scheduler,
+            pattern=self.recipe.pattern,
+            allocation=sparsity.allocation.type
+            if sparsity is not None and is_pruned and sparsity.allocation is not None
+            else None,
+            level=index if sparsity is not None else None,
+            num_levels=len(self.names),
+            target_sparsity=self.recipe.target_sparsities[index] if is_pruned else None,
+            allocated_sparsity=self.allocated_sparsity,
+            measured_sparsity=measured.measured_sparsity,
+            measured_sparsity_chosen=measured.measured_sparsity_chosen if is_pruned else None,
+            macs_kept=measured.macs_kept or 0.0,
+            num_macs=measured.num_macs or 0,
+            num_parameters=measured.num_parameters,
+            num_nonzero=measured.num_nonzero,
+            ap_after_pruning=self.ap_after_pruning,
+            metrics=metrics,
+            loss=loss,
+            steps=self.levels[index].num_steps,
+            seconds=round(seconds, 2),
+            seed=self.recipe.seed,
+            published_ap=self.recipe.published_ap[index] if self.recipe.published_ap else None,
+            initial_weights=self.initial_weights,
+            environment=environment(self.device),
+            config_hash=self.recipe.hash(),
+            data_hash=self.splits.hash,
+            folder=self.names[index],
+        )
+
+
+def _drop_later_lines(path: Path, first_step: int) -> None:
+    """Drop the metrics of steps that will be run again, and a half written line."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text().splitlines():
+        try:
+            if json.loads(line)["step"] < first_step:
+                kept.append(line + "\n")
+        except ValueError:
+            continue
+    path.write_text("".join(kept))
