@@ -73,7 +73,7 @@ def build_detector(recipe: Recipe, categories: tuple[Category, ...]) -> tuple[Re
     _check_categories(_categories(content), categories, path)
     model = recipe.detector.build(len(categories), pretrained=False)
     load_weights(model, content["model"], path)
-    return model, f"{content['experiment']}, level {content['level']}"
+    return model, f"{content['experiment']}/{path.parent.name}"
 
 
 def load_weights(model: nn.Module, weights: dict[str, Tensor], path: Path) -> None:

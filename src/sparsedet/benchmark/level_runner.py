@@ -222,7 +222,6 @@ class LevelRunner:
     def _record(
         self, index: int, metrics: dict[str, float], measured: Measurement, loss: float | None, seconds: float
     ) -> Record:
-        sparsity = self.recipe.sparsity
         is_pruned = self.callback is not None
         return Record(
             experiment=self.job.name,
@@ -230,10 +229,8 @@ class LevelRunner:
             label=self.job.label,
             scheduler=self.recipe.scheduler,
             pattern=self.recipe.pattern,
-            allocation=sparsity.allocation.type
-            if sparsity is not None and is_pruned and sparsity.allocation is not None
-            else None,
-            level=index if sparsity is not None else None,
+            allocation=self.recipe.allocation,
+            level=None if self.recipe.sparsity is None else index,
             num_levels=len(self.names),
             target_sparsity=self.recipe.target_sparsities[index] if is_pruned else None,
             allocated_sparsity=self.allocated_sparsity,

@@ -100,6 +100,13 @@ class Recipe(ConfigModel):
         """Allowed shape of zeros, such as ``unstructured`` or ``2:4``; ``none`` where nothing is pruned."""
         return "none" if self.sparsity is None or self.dense_control else self.sparsity.pattern.label
 
+    @property
+    def allocation(self) -> str | None:
+        """Type of the allocation; None where nothing is allocated."""
+        if self.sparsity is None or self.dense_control or self.sparsity.allocation is None:
+            return None
+        return self.sparsity.allocation.type
+
     def hash(self) -> str:
         """Return a hash of what the experiment is, wherever its data and start weights are kept."""
         return hash_json(_without_places(dump(self)))

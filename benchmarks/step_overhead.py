@@ -1,0 +1,188 @@
+"""Time of a sparse training step over that of a dense one.
+
+Three copies of one model take turns on the same inputs: dense, sparse (an attached `Sparsifier`: masks applied again
+after each optimizer step, gradients of pruned entries zeroed) and a second dense one, whose ratio to the first shows
+how well the machine can tell two equal things apart. The two parts of the work are also timed by themselves.
+"""
+
+import argparse
+from collections.abc import Callable, Sequence
+from copy import deepcopy
+from typing import NamedTuple
+
+import torch
+import torchvision
+from timing import Timings, print_json, print_table, set_up
+from torch import nn
+
+from sparsedet.benchmark.recipe import load_recipe
+from sparsedet.common.shipped import find_config
+from sparsedet.detection.data.loader import Batch
+from sparsedet.detection.structures import Target
+from sparsedet.detection.trainer import Level, Trainer
+from sparsedet.sparsity import Lamp, OneShot, Sparsifier, SparsityConfig, Targets, Uniform
+from sparsedet.sparsity.masks import Mask
+
+
+class Run(NamedTuple):
+    """A model in training: `step()` trains it once."""
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    step: Callable[[], object]
+
+
+class Case(NamedTuple):
+    """What is trained.
+
+    Attributes:
+        start: makes the model and a batch from a batch size and an image size in pixels, and returns a function that
+            starts a training run of a copy of it.
+        batch_size: images per step.
+        image_size: side of an image in pixels.
+        num_rounds: enough for about 1 % between the quartiles' middle and the truth.
+        sparsity: what the sparse copy is pruned to.
+    """
+
+    start: Callable[[int, int], Callable[[], Run]]
+    batch_size: int
+    image_size: int
+    num_rounds: int
+    sparsity: SparsityConfig
+
+
+def classifier(name: str) -> Callable[[int, int], Callable[[], Run]]:
+    """Train a network of torchvision as MSBench was measured: SGD, cross-entropy, fp32."""
+
+    def prepare(batch_size: int, image_size: int) -> Callable[[], Run]:
+        original = torchvision.models.get_model(name)
+        images = torch.randn(batch_size, 3, image_size, image_size)
+        labels = torch.randint(1000, (batch_size,))
+
+        def start() -> Run:
+            model = deepcopy(original).train()
+            optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, weight_decay=1e-4)
+
+            def step() -> None:
+                optimizer.zero_grad()
+                nn.functional.cross_entropy(model(images), labels).backward()
+                optimizer.step()
+
+            return Run(model, optimizer, step)
+
+        return start
+
+    return prepare
+
+
+def detector(batch_size: int, image_size: int) -> Callable[[], Run]:
+    """Train the detector of ``configs/digits.yaml`` with sparsedet's trainer: AdamW, bf16, gradients clipped."""
+    recipe = load_recipe(find_config("digits"), ("data.root=.",)).recipe
+    original = recipe.detector.build(num_classes=4)
+    corners = torch.rand(batch_size, 3, 2) * image_size / 2
+    targets = [
+        Target(torch.cat([corner, corner + image_size / 4], dim=1), torch.tensor([0, 1, 2]), torch.empty(0, 4), size)
+        for corner, size in zip(corners, [(image_size, image_size)] * batch_size, strict=True)
+    ]
+    images = torch.randn(batch_size, 3, image_size, image_size)
+    batch = Batch(images, targets, tuple(range(batch_size)), tuple(target.image_size for target in targets))
+
+    def start() -> Run:
+        trainer = Trainer(deepcopy(original), recipe.training, total_steps=1, device=torch.device("cpu"))
+        return Run(trainer.model, trainer.optimizer, lambda: trainer.train(Level(0, 1), [batch]))
+
+    return start
+
+
+HALF = SparsityConfig(schedule=OneShot(sparsity=0.5), allocation=Uniform())
+DEMO = SparsityConfig(
+    targets=Targets(exclude=("backbone.conv1", "head.cls_pred", "head.box_pred")),
+    schedule=OneShot(sparsity=0.9),
+    allocation=Lamp(),
+)
+CASES = {
+    "resnet18": Case(classifier("resnet18"), 8, 224, 41, HALF),
+    "resnet50": Case(classifier("resnet50"), 2, 224, 41, HALF),
+    "detector": Case(detector, 16, 128, 201, DEMO),
+}
+
+
+def measure(name: str, batch_size: int | None, image_size: int | None, num_rounds: int | None) -> dict[str, object]:
+    """Run one case, by default at its own size."""
+    case = CASES[name]
+    batch_size, image_size = batch_size or case.batch_size, image_size or case.image_size
+    start = case.start(batch_size, image_size)
+    dense, sparse, again = start(), start(), start()
+    sparsifier = Sparsifier(sparse.model, case.sparsity)
+    sparsifier.prune_(0)
+    sparsifier.attach(sparse.optimizer)
+    parameters = dict(sparse.model.named_parameters())
+    masks = [(parameters[name], Mask.of(keep)) for name, keep in sparsifier.masks.items()]
+
+    def mask_gradients() -> None:
+        for parameter, mask in masks:
+            assert parameter.grad is not None
+            mask.apply_(parameter.grad)
+
+    timings = Timings(
+        {
+            "dense": lambda: dense.step,
+            "sparse": lambda: sparse.step,
+            "weights": lambda: sparsifier.apply_,
+            "gradients": lambda: mask_gradients,
+            "again": lambda: again.step,
+        },
+        num_rounds or case.num_rounds,
+    )
+    return {
+        "case": name,
+        "batch_size": batch_size,
+        "image_size": image_size,
+        "measured_sparsity": sparsifier.measure().measured_sparsity,
+        "num_rounds": num_rounds or case.num_rounds,
+        "dense_cpu_s": timings.seconds("dense"),
+        "cpu_ratio": timings.ratio("sparse", "dense"),
+        "wall_ratio": timings.ratio("sparse", "dense", "wall"),
+        "control_cpu_ratio": timings.ratio("again", "dense"),
+        "weights_cpu_share": timings.ratio("weights", "dense"),
+        "gradients_cpu_share": timings.ratio("gradients", "dense"),
+    }
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
+    parser.add_argument("--rounds", type=int, help="rounds of each case")
+    parser.add_argument("--batch-size", type=int, help="images per step")
+    parser.add_argument("--image-size", type=int, help="side of an image in pixels")
+    options = parser.parse_args(arguments)
+    set_up()
+    results = [measure(name, options.batch_size, options.image_size, options.rounds) for name in options.cases]
+    print_table(
+        [
+            "case, batch",
+            "dense step, CPU s",
+            "sparse / dense, CPU",
+            "wall",
+            "dense / dense, CPU",
+            "weights",
+            "gradients",
+        ],
+        [
+            [
+                f"{result['case']}, {result['batch_size']} × {result['image_size']} px",
+                f"{result['dense_cpu_s']:.3f}",
+                f"{result['cpu_ratio']:.3f}",
+                f"{result['wall_ratio']:.3f}",
+                f"{result['control_cpu_ratio']:.3f}",
+                f"{result['weights_cpu_share']:.4f}",
+                f"{result['gradients_cpu_share']:.4f}",
+            ]
+            for result in results
+        ],
+    )
+    print_json(results)
+
+
+if __name__ == "__main__":
+    main()
