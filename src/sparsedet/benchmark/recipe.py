@@ -133,21 +133,21 @@ def load_recipe(path: Path, overrides: tuple[str, ...] = ()) -> LoadedRecipe:
 
 
 def with_base(document: Document, seen: tuple[Path, ...] = ()) -> Document:
-    """Lay `document` on the file that its ``base:`` names, if any, and that on its own base."""
+    """Lay `document` on the file (or the files, one on another) that its ``base:`` names, and these on their own."""
     if "base" not in document.data:
         return document
-    document.resolve_path("base")
-    base = document.data.pop("base")
-    if not isinstance(base, str):
-        raise ConfigError(
-            f"{document.position(('base',))}: base: expected the path of a recipe, got {base!r}. Correct it."
-        )
-    path = Path(base).resolve()
-    if path in seen:
-        raise ConfigError(
-            f"{document.position(('base',))}: base: expected another file, got a circle through {path}. Break it."
-        )
-    return merge(with_base(read_yaml(path), (*seen, path)), document)
+    bases = document.data.pop("base")
+    place = document.position(("base",))
+    for name in reversed(bases if isinstance(bases, list) else [bases]):
+        if not isinstance(name, str):
+            raise ConfigError(
+                f"{place}: base: expected the path of a recipe or a list of paths, got {name!r}. Correct it."
+            )
+        path = (document.folders[("base",)] / name).resolve()
+        if path in seen:
+            raise ConfigError(f"{place}: base: expected another file, got a circle through {path}. Break it.")
+        document = merge(with_base(read_yaml(path), (*seen, path)), document)
+    return document
 
 
 def finish_recipe(document: Document) -> LoadedRecipe:

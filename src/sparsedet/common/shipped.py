@@ -14,7 +14,8 @@ def find_config(name: str) -> Path:
     path = Path(name)
     if path.is_file():
         return path
-    shipped = {file.name: file for file in sorted(_folder().rglob("*.yaml"))}
+    folder = _folder()
+    shipped = {file.name: file for file in sorted([*folder.glob("*.yaml"), *folder.glob("suites/*.yaml")])}
     for candidate in (name, f"{name}.yaml"):
         if candidate in shipped:
             return shipped[candidate]

@@ -1,0 +1,62 @@
+"""Time of sharing seven levels of sparsity, 30 … 90 %, among the layers of a network."""
+
+import argparse
+from collections.abc import Sequence
+
+import torchvision
+from timing import Timings, print_json, print_table, set_up
+
+from sparsedet.sparsity import ALLOCATIONS, LevelWise, Sparsifier, SparsityConfig
+
+LEVELS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+PROFILE = "profile pass"
+
+
+def measure(name: str, image_size: int, num_rounds: int) -> list[dict[str, object]]:
+    """Time every allocation, and the forward pass that profiles the network `name` of torchvision for `energy`."""
+    model = torchvision.models.get_model(name)
+    configs = {
+        allocation: SparsityConfig(
+            schedule=LevelWise(levels=LEVELS), allocation=rule(), input_shape=(1, 3, image_size, image_size)
+        )
+        for allocation, rule in ALLOCATIONS.items()
+    }
+    sparsifiers = {allocation: Sparsifier(model, config) for allocation, config in configs.items()}
+    variants = {
+        allocation: lambda sparsifier=sparsifier: sparsifier.allocate_levels
+        for allocation, sparsifier in sparsifiers.items()
+    }
+    variants[PROFILE] = lambda: lambda: Sparsifier(model, configs["energy"])
+    timings = Timings(variants, num_rounds)
+    return [
+        {
+            "network": name,
+            "allocation": variant,
+            "num_rounds": num_rounds,
+            "cpu_s": timings.seconds(variant),
+            "wall_s": timings.seconds(variant, "wall"),
+        }
+        for variant in variants
+    ]
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--networks", nargs="+", default=["resnet18", "resnet50"], help="names of torchvision")
+    parser.add_argument("--image-size", type=int, default=224, help="side of the example input in pixels")
+    parser.add_argument("--rounds", type=int, default=15)
+    options = parser.parse_args(arguments)
+    set_up()
+    results = [result for name in options.networks for result in measure(name, options.image_size, options.rounds)]
+    print_table(
+        ["network", "allocation", "CPU s, seven levels", "wall s"],
+        [
+            [result["network"], result["allocation"], f"{result['cpu_s']:.3f}", f"{result['wall_s']:.3f}"]
+            for result in results
+        ],
+    )
+    print_json(results)
+
+
+if __name__ == "__main__":
+    main()
