@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Sequence
 
 import torchvision
-from timing import Timings, print_json, print_table, set_up
+from timing import Prepare, Timings, print_json, print_table, set_up
 
 from sparsedet.sparsity import ALLOCATIONS, LevelWise, Sparsifier, SparsityConfig
 
@@ -21,11 +21,12 @@ def measure(name: str, image_size: int, num_rounds: int) -> list[dict[str, objec
         )
         for allocation, rule in ALLOCATIONS.items()
     }
-    sparsifiers = {allocation: Sparsifier(model, config) for allocation, config in configs.items()}
-    variants = {
-        allocation: lambda sparsifier=sparsifier: sparsifier.allocate_levels
-        for allocation, sparsifier in sparsifiers.items()
-    }
+
+    def allocate(config: SparsityConfig) -> Prepare:
+        sparsifier = Sparsifier(model, config)
+        return lambda: sparsifier.allocate_levels
+
+    variants = {allocation: allocate(config) for allocation, config in configs.items()}
     variants[PROFILE] = lambda: lambda: Sparsifier(model, configs["energy"])
     timings = Timings(variants, num_rounds)
     return [

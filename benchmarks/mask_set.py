@@ -6,7 +6,7 @@ from copy import deepcopy
 
 import torch
 import torchvision
-from timing import Timings, print_json, print_table, set_up
+from timing import Prepare, Timings, print_json, print_table, set_up
 from torch import nn
 from torch.nn.utils import prune
 
@@ -16,7 +16,7 @@ SPARSITY = 0.5
 BASE = "sparsedet, uniform"
 
 
-def layers(model: nn.Module) -> list[nn.Module]:
+def layers(model: nn.Module) -> list[nn.Conv2d | nn.Linear]:
     """Return the layers that are pruned."""
     return [module for module in model.modules() if isinstance(module, nn.Conv2d | nn.Linear)]
 
@@ -44,7 +44,7 @@ def kthvalue(model: nn.Module) -> None:
 def torch_layers(model: nn.Module) -> None:
     """Prune every layer by PyTorch's own utility."""
     for layer in layers(model):
-        prune.l1_unstructured(layer, "weight", amount=SPARSITY)
+        prune.l1_unstructured(layer, "weight", amount=SPARSITY)  # type: ignore[no-untyped-call]  # torch has no types
 
 
 def torch_global(model: nn.Module) -> None:
@@ -65,9 +65,11 @@ WAYS: dict[str, Callable[[nn.Module], Callable[[], object]]] = {
 def measure(name: str, num_rounds: int) -> list[dict[str, object]]:
     """Time every way on fresh copies of the network `name` of torchvision."""
     original = torchvision.models.get_model(name)
-    timings = Timings(
-        {way: lambda prepare=prepare: prepare(deepcopy(original)) for way, prepare in WAYS.items()}, num_rounds
-    )
+
+    def on_copy(way: str) -> Prepare:
+        return lambda: WAYS[way](deepcopy(original))
+
+    timings = Timings({way: on_copy(way) for way in WAYS}, num_rounds)
     return [
         {
             "network": name,

@@ -8,7 +8,7 @@ alone in a loop they would find weights and masks in the cache and take half as 
 
 import argparse
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from copy import deepcopy
 from typing import Any, NamedTuple
@@ -31,9 +31,10 @@ class TimedSparsifier(Sparsifier):
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
-        self.seconds: Counter[str] = Counter()
+        self.seconds: defaultdict[str, float] = defaultdict(float)
 
     def apply_(self, model: nn.Module | None = None) -> None:
+        """See `Sparsifier.apply_`."""
         before = time.process_time()
         super().apply_(model)
         self.seconds["weights"] += time.process_time() - before
@@ -90,7 +91,7 @@ def classifier(name: str) -> Callable[[int, int], Callable[[], Run]]:
 
             def step() -> None:
                 optimizer.zero_grad()
-                nn.functional.cross_entropy(model(images), labels).backward()
+                torch.autograd.backward(nn.functional.cross_entropy(model(images), labels))
                 optimizer.step()
 
             return Run(model, optimizer, step)
@@ -101,8 +102,8 @@ def classifier(name: str) -> Callable[[int, int], Callable[[], Run]]:
 
 
 def detector(batch_size: int, image_size: int) -> Callable[[], Run]:
-    """Train the detector of ``configs/digits.yaml`` with sparsedet's trainer: AdamW, bf16, gradients clipped."""
-    recipe = load_recipe(find_config("digits"), ("data.root=.",)).recipe
+    """Train the detector of ``configs/digits_dense.yaml`` with sparsedet's trainer: AdamW, bf16, gradients clipped."""
+    recipe = load_recipe(find_config("digits_dense"), ("data.root=.",)).recipe
     original = recipe.detector.build(num_classes=4)
     corners = torch.rand(batch_size, 3, 2) * image_size / 2
     targets = [
@@ -143,9 +144,7 @@ def measure(name: str, batch_size: int | None, image_size: int | None, num_round
     sparsifier.attach(sparse.optimizer)
     sparsifier.seconds.clear()
     rounds = num_rounds or case.num_rounds
-    timings = Timings(
-        {"dense": lambda: dense.step, "sparse": lambda: sparse.step, "again": lambda: again.step}, rounds
-    )
+    timings = Timings({"dense": lambda: dense.step, "sparse": lambda: sparse.step, "again": lambda: again.step}, rounds)
     dense_s = timings.seconds("dense").median
     shares = {part: seconds / (rounds + 1) / dense_s for part, seconds in sparsifier.seconds.items()}
     return {

@@ -6,16 +6,19 @@ had the core; wall time does.
 """
 
 import json
-import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 
 from sparsedet.common.runtime import environment, start
 
 CLOCKS = {"cpu": time.process_time, "wall": time.perf_counter}
+
+Prepare = Callable[[], Callable[[], object]]
+"""Runs outside the clocks in every round and returns what is timed."""
 
 
 class Spread(NamedTuple):
@@ -28,7 +31,7 @@ class Spread(NamedTuple):
     @classmethod
     def of(cls, values: Sequence[float]) -> "Spread":
         """Summarise `values`."""
-        lower, median, upper = statistics.quantiles(values, method="inclusive") if len(values) > 1 else values * 3
+        lower, median, upper = np.quantile(values, (0.25, 0.5, 0.75)).tolist()
         return cls(median, lower, upper)
 
     def __format__(self, spec: str) -> str:
@@ -39,11 +42,11 @@ class Timings:
     """Seconds of several variants, round by round.
 
     Args:
-        variants: name -> prepare. ``prepare()`` runs outside the clocks in every round and returns what is timed.
+        variants: what takes turns, by name.
         num_rounds: rounds that count; one more is run before them.
     """
 
-    def __init__(self, variants: Mapping[str, Callable[[], Callable[[], object]]], num_rounds: int) -> None:
+    def __init__(self, variants: Mapping[str, Prepare], num_rounds: int) -> None:
         self._seconds: dict[str, dict[str, list[float]]] = {name: {clock: [] for clock in CLOCKS} for name in variants}
         for index in range(num_rounds + 1):
             for name, prepare in variants.items():

@@ -137,13 +137,13 @@ def with_base(document: Document, seen: tuple[Path, ...] = ()) -> Document:
     if "base" not in document.data:
         return document
     bases = document.data.pop("base")
-    place = document.position(("base",))
+    place, folder = document.position(("base",)), document.folders[("base",)]
     for name in reversed(bases if isinstance(bases, list) else [bases]):
         if not isinstance(name, str):
             raise ConfigError(
                 f"{place}: base: expected the path of a recipe or a list of paths, got {name!r}. Correct it."
             )
-        path = (document.folders[("base",)] / name).resolve()
+        path = (folder / name).resolve()
         if path in seen:
             raise ConfigError(f"{place}: base: expected another file, got a circle through {path}. Break it.")
         document = merge(with_base(read_yaml(path), (*seen, path)), document)

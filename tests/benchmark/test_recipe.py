@@ -1,0 +1,92 @@
+import pytest
+
+from sparsedet.benchmark.recipe import Recipe, load_recipe
+from sparsedet.benchmark.suite import load_suite
+from sparsedet.common.config import dump, validate
+from sparsedet.common.document import Document
+from sparsedet.common.errors import ConfigError
+
+PRUNING = "sparsity: {schedule: {type: level_wise, levels: [0.5, 0.8]}}\n"
+
+
+def write(folder, **files):
+    for name, text in files.items():
+        (folder / f"{name}.yaml").write_text(text)
+
+
+def test_bases_are_laid_one_on_another_and_keep_their_own_folders(tiny_recipe, tmp_path):
+    (tmp_path / "parts").mkdir()
+    write(tmp_path / "parts", pruning=PRUNING, data="data: {root: here}\n")
+    write(tmp_path, top="base: [tiny.yaml, parts/pruning.yaml, parts/data.yaml]\ntraining: {steps: 9}\n")
+    recipe = load_recipe(tmp_path / "top.yaml").recipe
+    assert recipe.training.steps == 9
+    assert recipe.training.batch_size == 2
+    assert recipe.target_sparsities == (0.5, 0.8)
+    assert recipe.data.root == tmp_path / "parts" / "here"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("base: top.yaml\n", r"top.yaml:1: base: expected another file, got a circle through .*top.yaml. Break it."),
+        ("base: 3\n", r"top.yaml:1: base: expected the path of a recipe or a list of paths, got 3. Correct it."),
+        ("base: gone.yaml\n", r"gone.yaml: expected a readable YAML file, got 'No such file or directory'"),
+        (
+            "base: tiny.yaml\ndense_control: true\n",
+            r"dense_control: expected a sparsity section whose levels to follow",
+        ),
+        (
+            f"base: tiny.yaml\n{PRUNING}published_ap: [0.4]\n",
+            r"published_ap: expected 2 values, one for each level, got 1",
+        ),
+        ("experiments: []\n", r"expected a recipe, got a suite of several"),
+        ("base: tiny.yaml\ntraining: {steps: null}\n", r"top.yaml:2: training: expected either 'steps' or 'epochs'"),
+    ],
+)
+def test_faults(text, message, tiny_recipe, tmp_path):
+    write(tmp_path, top=text)
+    with pytest.raises(ConfigError, match=message):
+        load_recipe(tmp_path / "top.yaml")
+
+
+def test_a_recipe_reads_back_equal_and_its_hash_does_not_depend_on_places(tiny_recipe, tmp_path):
+    recipe = load_recipe(tiny_recipe).recipe
+    assert validate(Recipe, Document(dump(recipe))) == recipe
+    moved = load_recipe(tiny_recipe, ("data.root=/elsewhere", "initial_checkpoint=/x.pt")).recipe
+    assert moved.hash() == recipe.hash() != load_recipe(tiny_recipe, ("seed=1",)).recipe.hash()
+
+
+def test_weights_are_a_path_only_where_they_look_like_one(tiny_recipe, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for given, expected in (("imagenet", "imagenet"), ("none", "none"), ("a.pth", str(tmp_path / "a.pth"))):
+        recipe = load_recipe(tiny_recipe, (f"detector.backbone.weights={given}",)).recipe
+        assert recipe.detector.backbone.weights == expected
+
+
+@pytest.mark.parametrize(
+    ("experiments", "message"),
+    [
+        ("- {name: a, recipe: tiny.yaml}\n- {name: a, recipe: tiny.yaml}\n", "expected different names, got 'a' twice"),
+        (
+            "- {name: dense, recipe: tiny.yaml}\n- {name: b, start: dens, recipe: tiny.yaml}\n",
+            r"expected 'start' of 'b' to name an earlier experiment \['dense'\], got 'dens'. Did you mean 'dense'\?",
+        ),
+        ("- {name: a/b, recipe: tiny.yaml}\n", r"experiments\[0\].name: expected"),
+        ("- {name: a}\n", r"experiments\[0\].recipe: expected a value, got nothing"),
+        ("- {name: a, recipe: {base: tiny.yaml, sed: 1}}\n", r"s.yaml:3: sed: expected one of .* Did you mean 'seed'"),
+    ],
+)
+def test_faults_of_suites(experiments, message, tiny_recipe, tmp_path):
+    write(tmp_path, s=f"title: T\nexperiments:\n{experiments}")
+    with pytest.raises(ConfigError, match=message):
+        load_suite(tmp_path / "s.yaml")
+
+
+def test_overrides_for_all_or_for_one_experiment(tiny_recipe, tmp_path):
+    write(
+        tmp_path, s="title: T\nexperiments:\n- {name: a, recipe: tiny.yaml}\n- {name: b, recipe: {base: tiny.yaml}}\n"
+    )
+    suite = load_suite(tmp_path / "s.yaml", ("training.steps=9", "b:seed=5"))
+    assert [(loaded.recipe.training.steps, loaded.recipe.seed) for loaded in suite.recipes] == [(9, 0), (9, 5)]
+    with pytest.raises(ConfigError, match=r"--set: expected an experiment of \['a', 'b'\] before ':', got 'c'"):
+        load_suite(tmp_path / "s.yaml", ("c:seed=5",))
