@@ -1,11 +1,10 @@
 """What a run says while it goes: live progress on a terminal, plain lines elsewhere. All of it on stderr."""
 
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console as RichConsole
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from sparsedet.benchmark.upstream.note import Note
 from sparsedet.detection.trainer import StepReport
@@ -19,11 +18,12 @@ class Console:
 
     Args:
         quiet: say nothing but warnings.
+        rich: where to print, default stderr.
     """
 
-    def __init__(self, quiet: bool = False) -> None:
+    def __init__(self, quiet: bool = False, rich: RichConsole | None = None) -> None:
         self.quiet = quiet
-        self._rich = RichConsole(stderr=True, highlight=False, soft_wrap=True)
+        self._rich = rich or RichConsole(stderr=True, highlight=False, soft_wrap=True)
 
     def say(self, text: str) -> None:
         """Print a line, unless quiet."""
@@ -59,7 +59,7 @@ class Console:
         """Show the steps of one level; yields a function of the step and the sparsity of the model."""
         if self.quiet:
             yield lambda step, sparsity: None
-        elif sys.stderr.isatty():
+        elif self._rich.is_terminal:
             yield from self._live(label)
         else:
             yield self._lines(label, log_every)
@@ -78,18 +78,17 @@ class Console:
     def _live(self, label: str) -> Iterator[Callable[[StepReport, float], None]]:
         columns = (
             TextColumn("{task.description}"),
-            BarColumn(),
-            TextColumn("{task.completed:.0f}/{task.total:.0f}"),
+            BarColumn(bar_width=8),
+            MofNCompleteColumn(),
             TextColumn("{task.fields[detail]}"),
-            TimeElapsedColumn(),
-            TextColumn("left"),
             TimeRemainingColumn(),
+            TextColumn("left"),
         )
         with Progress(*columns, console=self._rich, transient=True) as progress:
             task = progress.add_task(label, total=None, detail="")
 
             def show(step: StepReport, sparsity: float) -> None:
-                detail = f"loss {step.loss:.3f}  sparsity {sparsity:.1%}  {step.images_per_second:.0f} images/s"
+                detail = f"loss {step.loss:.2f} sparsity {sparsity:.0%} {step.images_per_second:.0f} images/s"
                 progress.update(task, completed=step.step + 1, total=step.total_steps, detail=detail)
 
             yield show
