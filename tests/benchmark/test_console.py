@@ -11,7 +11,7 @@ from sparsedet.detection.trainer import StepReport
 
 def console(is_terminal):
     stream = StringIO()
-    rich = RichConsole(file=stream, force_terminal=is_terminal, width=80, color_system=None)
+    rich = RichConsole(file=stream, force_terminal=is_terminal, width=80, color_system=None, soft_wrap=True)
     return Console(rich=rich), stream
 
 
