@@ -15,6 +15,7 @@ detector:
   neck: {{channels: 16, num_levels: 2}}
   head: {{num_convs: 1}}
   anchors: {{scales: [3.0]}}
+  post_processing: {{score_threshold: 0.0}}
 training:
   steps: 4
   batch_size: 2

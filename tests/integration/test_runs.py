@@ -8,6 +8,7 @@ import torch
 
 from sparsedet.benchmark.console import Console
 from sparsedet.benchmark.evaluation import evaluate_checkpoint
+from sparsedet.benchmark.sparsity_callback import SparsityCallback
 from sparsedet.benchmark.suite import load_suite, run_suite
 from sparsedet.benchmark.verify import verify_checkpoint
 from sparsedet.common.checkpoint import load_checkpoint
@@ -105,10 +106,17 @@ def test_later_masks_contain_earlier_ones(suite_run):
             assert bool((second[name][weight == 0] == 0).all())
 
 
+def test_pruned_weights_are_zero_without_the_last_apply(tiny_recipe, tmp_path, monkeypatch):
+    monkeypatch.setattr(SparsityCallback, "before_evaluate", lambda self: None)
+    (record, _) = run(tiny_recipe, tmp_path / "run", LEVELS)
+    assert record.measured_sparsity == record.allocated_sparsity == pytest.approx(0.5, abs=1e-4)
+
+
 def test_saved_detections_evaluate_to_the_recorded_numbers(suite_run):
     folder, records = suite_run
     for record in records.values():
         level = folder / record.experiment / record.folder
+        assert record.metrics["ap50"] > 0
         again = evaluate_checkpoint(level / "checkpoint.pt", detections=level / "detections.json")
         assert again == record.metrics
 
