@@ -12,7 +12,7 @@ from sparsedet.benchmark.sparsity_callback import SparsityCallback
 from sparsedet.benchmark.suite import load_suite, run_suite
 from sparsedet.benchmark.verify import verify_checkpoint
 from sparsedet.common.checkpoint import load_checkpoint
-from sparsedet.common.errors import CheckpointError, ConfigError, UnreachableTargetError
+from sparsedet.common.errors import CheckpointError, ConfigError, DatasetError, UnreachableTargetError
 from sparsedet.report import render, write_report
 from sparsedet.report.record import read_records
 
@@ -187,6 +187,26 @@ def test_a_folder_of_another_recipe_is_refused(suite_run, tmp_path):
         match=r"dense: expected a run of this recipe, got one that differs in seed \(0 there, 1 here\)",
     ):
         run(folder.parent / "suite.yaml", folder, "seed=1")
+
+
+def test_a_folder_of_a_run_on_other_data_is_refused(tiny_recipe, tiny_data, tmp_path):
+    data = shutil.copytree(tiny_data, tmp_path / "data")
+    run(tiny_recipe, tmp_path / "run", f"data.root={data}", "training.steps=1")
+    path = data / "annotations" / "val.json"
+    path.write_text(path.read_text().replace('"iscrowd": 0', '"iscrowd": 1', 1))
+    with pytest.raises(ConfigError, match=r"expected the data this run began with \(hash \w+\), got other data"):
+        run(tiny_recipe, tmp_path / "run", f"data.root={data}", "training.steps=1")
+
+
+def test_a_damaged_image_stops_the_run_and_keeps_finished_levels(tiny_recipe, tiny_data, tmp_path):
+    data = shutil.copytree(tiny_data, tmp_path / "data")
+    run(tiny_recipe, tmp_path / "run", f"data.root={data}", "training.steps=1")
+    kept = tmp_path / "run" / "tiny" / "dense" / "checkpoint.pt"
+    for image in (data / "images").glob("train_*.png"):
+        image.write_bytes(image.read_bytes()[:60])
+    with pytest.raises(DatasetError, match=r"train_\d\.png: expected a whole image file, got a damaged one"):
+        run(tiny_recipe, tmp_path / "pruned", f"data.root={data}", f"initial_checkpoint={kept}", LEVELS)
+    assert load_checkpoint(kept)["step"] == 1
 
 
 def test_a_start_checkpoint_of_another_model_or_other_classes_is_refused(suite_run, tiny_recipe, tmp_path):
