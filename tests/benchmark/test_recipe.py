@@ -86,7 +86,7 @@ def test_overrides_for_all_or_for_one_experiment(tiny_recipe, tmp_path):
     write(
         tmp_path, s="title: T\nexperiments:\n- {name: a, recipe: tiny.yaml}\n- {name: b, recipe: {base: tiny.yaml}}\n"
     )
-    suite = load_suite(tmp_path / "s.yaml", ("training.steps=9", "b:seed=5"))
-    assert [(loaded.recipe.training.steps, loaded.recipe.seed) for loaded in suite.recipes] == [(9, 0), (9, 5)]
+    suite = load_suite(tmp_path / "s.yaml", ("b:training.steps=3", "training.steps=9", "b:seed=5"))
+    assert [(loaded.recipe.training.steps, loaded.recipe.seed) for loaded in suite.recipes] == [(9, 0), (3, 5)]
     with pytest.raises(ConfigError, match=r"--set: expected an experiment of \['a', 'b'\] before ':', got 'c'"):
         load_suite(tmp_path / "s.yaml", ("c:seed=5",))
