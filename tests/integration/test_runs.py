@@ -138,8 +138,8 @@ def test_verify_accepts_what_is_sparse_and_finds_what_is_not(suite_run, tmp_path
     for name in ("dense/dense", "lamp/sparsity-0.8", "two-four/sparsity-0.5"):
         assert verify_checkpoint(folder / name / "checkpoint.pt").faults == ()
     content = load_checkpoint(folder / "lamp" / "sparsity-0.8" / "checkpoint.pt")
-    mask = content["sparsifier"]["masks"]["head.cls_pred.weight"].view(-1)
-    mask[(~mask).nonzero()[0]] = True
+    mask = content["sparsifier"]["masks"]["head.cls_pred.weight"]
+    mask[tuple((~mask).nonzero()[0])] = True
     torch.save(content, tmp_path / "one-less.pt")
     pruned = sum(int((~mask).sum()) for mask in content["sparsifier"]["masks"].values())
     expected = f"masks: expected exactly {pruned + 1} pruned weights, got {pruned}"
