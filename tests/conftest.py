@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 TINY_RECIPE = """\
@@ -43,6 +44,13 @@ def write_split(root: Path, name: str, num_images: int, seed: int) -> None:
     categories = [{"id": 7, "name": "dark"}, {"id": 3, "name": "bright"}]
     content = {"images": images, "annotations": annotations, "categories": categories}
     (root / "annotations" / f"{name}.json").write_text(json.dumps(content))
+
+
+@pytest.fixture(autouse=True)
+def _denormals_as_torch_starts():
+    """A run flushes denormals for its whole process; no other test shall see that."""
+    yield
+    torch.set_flush_denormal(False)
 
 
 @pytest.fixture(scope="session")

@@ -17,7 +17,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 TINY_DETECTOR = (
     "{type: retinanet, backbone: {type: resnet18, width: 16, levels: [3, 4]}, neck: {channels: 16, num_levels: 2}}"
 )
-TINY = ("training.steps=7", "training.batch_size=2", "evaluation.after_pruning=false", f"detector={TINY_DETECTOR}")
+TINY = ("training.steps=28", "training.batch_size=2", "evaluation.after_pruning=false", f"detector={TINY_DETECTOR}")
 
 
 def blocks(page, language):
@@ -26,13 +26,16 @@ def blocks(page, language):
 
 def commands(page):
     lines = "\n".join(blocks(page, "bash")).replace("\\\n", " ").splitlines()
-    return [line.split("  #")[0].strip() for line in lines if line.startswith("sparsedet ")]
+    found = [line.split("  #")[0].strip() for line in lines if line.startswith(("sparsedet ", "make demo"))]
+    return [line.replace("make demo", "sparsedet demo --output runs/demo") for line in found]
 
 
 def run(command, extra=()):
     arguments = shlex.split(command)
     with mock.patch.object(sys, "argv", [*arguments, *(part for value in extra for part in ("--set", value))]):
-        main()
+        with pytest.raises(SystemExit) as done:
+            main()
+        assert done.value.code == 0, command
 
 
 @pytest.fixture
