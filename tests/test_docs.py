@@ -10,6 +10,7 @@ from unittest import mock
 
 import pytest
 
+from sparsedet.benchmark.suite import load_suite
 from sparsedet.cli.main import main
 
 ROOT = Path(__file__).parents[1]
@@ -62,6 +63,14 @@ def small_demo_data(folder):
 def test_python_blocks_run(page):
     for block in blocks(page, "python"):
         exec(compile(block, str(page), "exec"), {"__name__": "example"})
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_yaml_blocks_are_recipes_or_suites(page, tiny_recipe_text, tmp_path):
+    (tmp_path / "dense.yaml").write_text(tiny_recipe_text)
+    for block in blocks(page, "yaml"):
+        (tmp_path / "block.yaml").write_text(block)
+        load_suite(tmp_path / "block.yaml")
 
 
 def test_examples_run():

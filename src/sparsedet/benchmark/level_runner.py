@@ -78,12 +78,6 @@ class LevelRunner:
                 f"expected_steps: expected {expected} steps, got {total_steps} from training.steps or epochs. "
                 "Make them equal."
             )
-        num_levels = len(self.names)
-        if 0 < total_steps < num_levels:
-            raise ConfigError(
-                f"training.steps: expected at least one step for each of {num_levels} levels, got {total_steps}. "
-                "Raise it."
-            )
 
     def _sparsifier(self) -> Sparsifier | None:
         if self.recipe.sparsity is None:
