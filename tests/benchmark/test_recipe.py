@@ -82,6 +82,15 @@ def test_faults_of_suites(experiments, message, tiny_recipe, tmp_path):
         load_suite(tmp_path / "s.yaml")
 
 
+@pytest.mark.parametrize(
+    ("stem", "name"), [("tiny", "tiny"), ("my recipe (1)", "my-recipe-1"), ("_x", "x"), ("数据", "recipe")]
+)
+def test_a_recipe_is_a_suite_of_one_experiment_named_after_its_file(stem, name, tiny_recipe):
+    path = tiny_recipe.rename(tiny_recipe.with_stem(stem))
+    (entry,) = load_suite(path).config.experiments
+    assert entry.name == name
+
+
 def test_overrides_for_all_or_for_one_experiment(tiny_recipe, tmp_path):
     write(
         tmp_path, s="title: T\nexperiments:\n- {name: a, recipe: tiny.yaml}\n- {name: b, recipe: {base: tiny.yaml}}\n"

@@ -1,5 +1,6 @@
 """A suite: several experiments, usually around one dense start, run one after another into one folder."""
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -87,10 +88,8 @@ def load_suite(path: Path, overrides: tuple[str, ...] = ()) -> Suite:
     document = read_yaml(path)
     if "experiments" not in document.data:
         recipe = finish_recipe(apply_overrides(with_base(document), overrides))
-        return Suite(
-            SuiteConfig(title=path.stem, experiments=(SuiteEntry(name=path.stem, recipe=path.name),)),
-            (recipe,),
-        )
+        name = re.sub(r"^[^A-Za-z0-9]+|[^A-Za-z0-9._-]+", "-", path.stem).strip("-") or "recipe"
+        return Suite(SuiteConfig(title=path.stem, experiments=(SuiteEntry(name=name, recipe=path.name),)), (recipe,))
     documents = _take_recipes(document)
     config = validate(SuiteConfig, document)
     names = [entry.name for entry in config.experiments]
