@@ -12,7 +12,7 @@ from sparsedet.benchmark.sparsity_callback import SparsityCallback
 from sparsedet.benchmark.suite import load_suite, run_suite
 from sparsedet.benchmark.verify import verify_checkpoint
 from sparsedet.common.checkpoint import load_checkpoint
-from sparsedet.common.errors import CheckpointError, ConfigError, DatasetError, UnreachableTargetError
+from sparsedet.common.errors import CheckpointError, ConfigError, DatasetError, TargetMatchError, UnreachableTargetError
 from sparsedet.report import render, write_report
 from sparsedet.report.record import read_records
 
@@ -241,6 +241,14 @@ def test_an_unreachable_target_names_the_maximum_and_writes_no_record(tiny_recip
             "sparsity={schedule: {type: one_shot, sparsity: 0.9}, targets: {exclude: ['backbone.layer3.*']}}",
         )
     assert not (tmp_path / "run" / "tiny" / "records.jsonl").exists()
+
+
+def test_a_fault_of_the_last_experiment_is_found_before_the_first_one_trains(tiny_recipe, tmp_path):
+    suite = SUITE.replace("pattern: {type: n_m}", "pattern: {type: n_m}, targets: {include: [bakbone.*]}")
+    (tmp_path / "suite.yaml").write_text(suite)
+    with pytest.raises(TargetMatchError, match=r"sparsity\.targets\.include\[0\]: expected a pattern that matches"):
+        run(tmp_path / "suite.yaml", tmp_path / "run")
+    assert not (tmp_path / "run" / "dense").exists()
 
 
 def test_pruning_without_training(tiny_recipe, tmp_path):

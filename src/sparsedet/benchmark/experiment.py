@@ -3,7 +3,10 @@
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from sparsedet.benchmark import samples
+from sparsedet.benchmark.analysis import example_inputs
 from sparsedet.benchmark.checkpoint import CHECKPOINT_FILE
 from sparsedet.benchmark.job import Job
 from sparsedet.benchmark.level_runner import LevelRunner
@@ -15,6 +18,7 @@ from sparsedet.common.files import write_text
 from sparsedet.common.runtime import start, writable_folder
 from sparsedet.detection.data.splits import Splits, open_splits
 from sparsedet.report.record import Record, read_records
+from sparsedet.sparsity import Sparsifier
 
 CONFIG_FILE = "config.yaml"
 
@@ -39,6 +43,19 @@ def run_experiment(job: Job) -> tuple[Record, ...]:
     else:
         LevelRunner(job, splits).run(finished)
     return read_records(job.folder)[0]
+
+
+def check_recipe(recipe: Recipe) -> None:
+    """Find out what would stop a run later: faults of the data, and a sparsity that the detector cannot have.
+
+    Raises:
+        DatasetError: annotations are wrong or image files are missing.
+        UnreachableTargetError, TargetMatchError, UnsupportedShapeError: the sparsity asked for cannot be had.
+    """
+    splits = open_splits(recipe.data, recipe.seed)
+    if recipe.sparsity is not None:
+        model = recipe.detector.build(len(splits.train.coco.categories), pretrained=False)
+        Sparsifier(model, recipe.sparsity, example_inputs(recipe, splits, model.stride, torch.device("cpu")))
 
 
 def last_checkpoint(folder: Path) -> Path:

@@ -8,7 +8,7 @@ from typing import Any, Self
 from pydantic import Field, model_validator
 
 from sparsedet.benchmark.console import Console
-from sparsedet.benchmark.experiment import last_checkpoint, run_experiment
+from sparsedet.benchmark.experiment import check_recipe, last_checkpoint, run_experiment
 from sparsedet.benchmark.job import Job
 from sparsedet.benchmark.recipe import LoadedRecipe, finish_recipe, with_base
 from sparsedet.common.config import ConfigModel, dump, validate
@@ -123,6 +123,8 @@ def run_suite(suite: Suite, folder: Path, device_name: str, console: Console) ->
         for entry, loaded in zip(config.experiments, suite.recipes, strict=True)
     ]
     write_json(folder / SUITE_FILE, {"title": config.title, "notes": list(config.notes), "experiments": entries})
+    for loaded in suite.recipes:
+        check_recipe(loaded.recipe)  # all of them first, so that no fault waits behind hours of training
     records: list[Record] = []
     console.records_header()
     for entry, loaded in zip(config.experiments, suite.recipes, strict=True):
