@@ -107,7 +107,7 @@ def analyze_file(path: Path, overrides: tuple[str, ...] = ()) -> list[Row]:
             f"{path}: sparsity: expected a recipe that prunes, got none. Add it with --set sparsity='{{…}}'."
         )
     inputs = example_inputs(recipe, splits, model.stride, torch.device("cpu"))
-    sparsifier = Sparsifier(model, recipe.sparsity, inputs)
+    sparsifier = Sparsifier(model, recipe.sparsity, inputs, model.run_all)
     if masks is not None:
         sparsifier.load_state_dict(masks)
     return table(sparsifier)

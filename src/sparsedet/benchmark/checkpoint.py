@@ -13,7 +13,7 @@ from sparsedet.common.config import validate
 from sparsedet.common.document import Document, apply_overrides
 from sparsedet.common.errors import CheckpointError
 from sparsedet.detection.data.coco import Category
-from sparsedet.detection.models import RetinaNet
+from sparsedet.detection.models import Detector
 
 CHECKPOINT_FILE = "checkpoint.pt"
 
@@ -35,7 +35,7 @@ class SavedDetector:
     path: Path
     recipe: Recipe
     categories: tuple[Category, ...]
-    model: RetinaNet
+    model: Detector
     level: int
     masks: dict[str, Tensor]
     metrics: dict[str, float]
@@ -58,7 +58,7 @@ def open_checkpoint(path: Path, overrides: tuple[str, ...] = ()) -> SavedDetecto
     return SavedDetector(path, recipe, categories, model.eval(), content["level"], masks, content["metrics"])
 
 
-def build_detector(recipe: Recipe, categories: tuple[Category, ...]) -> tuple[RetinaNet, str]:
+def build_detector(recipe: Recipe, categories: tuple[Category, ...]) -> tuple[Detector, str]:
     """Build the detector of `recipe` with the weights it starts from; also say in words what these are.
 
     Raises:

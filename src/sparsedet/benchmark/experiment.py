@@ -55,7 +55,9 @@ def check_recipe(recipe: Recipe) -> None:
     splits = open_splits(recipe.data, recipe.seed)
     if recipe.sparsity is not None:
         model = recipe.detector.build(len(splits.train.coco.categories), pretrained=False)
-        Sparsifier(model, recipe.sparsity, example_inputs(recipe, splits, model.stride, torch.device("cpu")))
+        Sparsifier(
+            model, recipe.sparsity, example_inputs(recipe, splits, model.stride, torch.device("cpu")), model.run_all
+        )
 
 
 def last_checkpoint(folder: Path) -> Path:

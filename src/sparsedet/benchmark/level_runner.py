@@ -82,7 +82,7 @@ class LevelRunner:
     def _sparsifier(self) -> Sparsifier | None:
         if self.recipe.sparsity is None:
             return None
-        sparsifier = Sparsifier(self.model.to(self.device), self.recipe.sparsity, self._inputs())
+        sparsifier = Sparsifier(self.model.to(self.device), self.recipe.sparsity, self._inputs(), self.model.run_all)
         if self.recipe.write_analysis:
             analysis.write(self.folder / "analysis", analysis.table(sparsifier))
         for row in sparsifier.selection:
@@ -197,7 +197,7 @@ class LevelRunner:
     def _measure(self) -> Measurement:
         if self.callback is not None:
             return self.callback.sparsifier.measure()
-        return measure(self.model, profile=profile_model(self.model, self._inputs()))
+        return measure(self.model, profile=profile_model(self.model, self._inputs(), self.model.run_all))
 
     def _save(self, path: Path, index: int, metrics: dict[str, float]) -> None:
         content = {

@@ -5,8 +5,8 @@ from pathlib import Path
 from PIL import Image
 
 from sparsedet.common.files import write_json
+from sparsedet.detection.data.dataset import DetectionDataset
 from sparsedet.detection.data.images import decode_image
-from sparsedet.detection.data.loader import DetectionDataset
 
 SAMPLES_FILE = "samples.json"
 

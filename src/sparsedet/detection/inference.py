@@ -6,13 +6,13 @@ from typing import Any
 import torch
 
 from sparsedet.detection.data.loader import Batch
-from sparsedet.detection.models import RetinaNet
+from sparsedet.detection.models import Detector
 from sparsedet.detection.trainer import AUTOCAST_DTYPES
 
 
 @torch.no_grad()
 def detect(
-    model: RetinaNet,
+    model: Detector,
     batches: Iterable[Batch],
     category_ids: tuple[int, ...],
     device: torch.device,

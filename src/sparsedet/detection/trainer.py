@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from sparsedet.common.errors import ConfigError, SparseDetError
 from sparsedet.detection.data.loader import Batch
-from sparsedet.detection.models import RetinaNet
+from sparsedet.detection.models import Detector
 from sparsedet.detection.optimization import TrainingConfig
 
 AUTOCAST_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -83,7 +83,7 @@ class Trainer:
 
     def __init__(
         self,
-        model: RetinaNet,
+        model: Detector,
         config: TrainingConfig,
         total_steps: int,
         device: torch.device,

@@ -1,7 +1,7 @@
 """One forward pass that measures MACs and input size of every conv and linear weight."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -78,7 +78,9 @@ class _Recorder:
 
 
 @torch.no_grad()
-def profile_model(model: nn.Module, example_inputs: tuple[Any, ...]) -> Profile:
+def profile_model(
+    model: nn.Module, example_inputs: tuple[Any, ...], run: Callable[..., object] | None = None
+) -> Profile:
     """Run `model` once on `example_inputs` in eval mode and measure its conv and linear layers.
 
     Training flags, hooks and random state are as before afterwards. The batch size is taken from the first
@@ -87,6 +89,7 @@ def profile_model(model: nn.Module, example_inputs: tuple[Any, ...]) -> Profile:
     Args:
         model: any module.
         example_inputs: positional arguments of its forward.
+        run: called in the place of the forward, for models whose forward leaves layers out.
 
     Raises:
         ConfigError: the forward pass fails on these inputs.
@@ -97,7 +100,7 @@ def profile_model(model: nn.Module, example_inputs: tuple[Any, ...]) -> Profile:
     plain = unwrap(model)
     with _observed(weights, recorder), _in_eval_mode(plain), torch.random.fork_rng(_cuda_devices(plain)):
         try:
-            plain(*example_inputs)
+            (run or plain)(*example_inputs)
         except Exception as error:  # whatever the model of a user raises
             raise ConfigError(
                 "example_inputs: expected inputs that the model's forward accepts, "

@@ -29,6 +29,7 @@ class Sparsifier:
         config: what to prune, how much, when.
         example_inputs: positional arguments of the model's forward, for MACs and stride groups; default one
             zero tensor of ``config.input_shape``, if that is given.
+        run: called with them in the place of the forward, for models whose forward leaves layers out.
 
     Attributes:
         config: as given.
@@ -56,7 +57,13 @@ class Sparsifier:
         0.9
     """
 
-    def __init__(self, model: nn.Module, config: SparsityConfig, example_inputs: tuple[Any, ...] | None = None) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        config: SparsityConfig,
+        example_inputs: tuple[Any, ...] | None = None,
+        run: Callable[..., object] | None = None,
+    ) -> None:
         self.config = config
         self.level: int | None = None
         self._model = unwrap(model)
@@ -68,7 +75,7 @@ class Sparsifier:
         self._step_hooks: WeakKeyDictionary[torch.optim.Optimizer, RemovableHandle] = WeakKeyDictionary()
         self._gradient_hooks: dict[str, RemovableHandle] = {}
         self._check_reachable()
-        self.profile = self._profile(example_inputs)
+        self.profile = self._profile(example_inputs, run)
 
     # --- schedule -------------------------------------------------------------------------------------------
 
@@ -235,12 +242,12 @@ class Sparsifier:
                     "Lower it, choose more weights, or set scope: chosen."
                 )
 
-    def _profile(self, example_inputs: tuple[Any, ...] | None) -> Profile | None:
+    def _profile(self, example_inputs: tuple[Any, ...] | None, run: Callable[..., object] | None) -> Profile | None:
         if example_inputs is None and self.config.input_shape is not None:
             parameter = next(self._model.parameters())
             example_inputs = (parameter.new_zeros(self.config.input_shape),)
         if example_inputs is not None:
-            return profile_model(self._model, example_inputs)
+            return profile_model(self._model, example_inputs, run)
         if self.config.allocation is not None and self.config.allocation.needs_profile:
             raise ConfigError(
                 "sparsity.input_shape: expected the shape of an input, which the allocation "

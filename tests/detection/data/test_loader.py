@@ -6,7 +6,8 @@ from PIL import Image
 from sparsedet.common.errors import DatasetError
 from sparsedet.detection.data.check import load_splits
 from sparsedet.detection.data.config import DataConfig
-from sparsedet.detection.data.loader import DetectionDataset, collate, train_loader, val_loader
+from sparsedet.detection.data.dataset import DetectionDataset
+from sparsedet.detection.data.loader import collate, train_loader, val_loader
 from sparsedet.detection.data.transforms import (
     ColorJitter,
     HorizontalFlip,

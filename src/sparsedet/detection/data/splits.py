@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from sparsedet.common.files import hash_json
 from sparsedet.detection.data.check import load_splits
 from sparsedet.detection.data.config import DataConfig
-from sparsedet.detection.data.loader import DetectionDataset
+from sparsedet.detection.data.dataset import DetectionDataset
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ those of the head that all levels share are ``head.cls_tower.convs.<i>`` and ``h
 from sparsedet.detection.models.anchors import Anchors
 from sparsedet.detection.models.atss import ATSS
 from sparsedet.detection.models.backbones import MobileNetV2Config, ResNetConfig
+from sparsedet.detection.models.detector import Detector
 from sparsedet.detection.models.fpn import FPNConfig
 from sparsedet.detection.models.losses import GIoULoss, QualityFocalLoss
 from sparsedet.detection.models.post_processing import PostProcessing
@@ -38,6 +39,7 @@ __all__ = [
     "ATSS",
     "DETECTORS",
     "Anchors",
+    "Detector",
     "DetectorConfig",
     "FPNConfig",
     "GIoULoss",

@@ -8,7 +8,7 @@ from typing import Literal, Self
 
 import torch
 from pydantic import model_validator
-from torch import Tensor, nn
+from torch import Tensor
 
 from sparsedet.common.config import ConfigModel
 from sparsedet.common.errors import ConfigError
@@ -16,6 +16,7 @@ from sparsedet.detection.models.anchors import Anchors
 from sparsedet.detection.models.atss import ATSS, IGNORED
 from sparsedet.detection.models.backbones import Backbone, BackboneConfig, ResNetConfig
 from sparsedet.detection.models.boxes import decode_boxes, paired_iou
+from sparsedet.detection.models.detector import Detector
 from sparsedet.detection.models.fpn import FPN, FPNConfig
 from sparsedet.detection.models.losses import GIoULoss, QualityFocalLoss
 from sparsedet.detection.models.post_processing import PostProcessing
@@ -74,7 +75,7 @@ class RetinaNetConfig(ConfigModel):
         return RetinaNet(backbone, neck, head, self)
 
 
-class RetinaNet(nn.Module):
+class RetinaNet(Detector):
     """Backbone, neck and head, and what turns their raw outputs into losses or detections.
 
     Source: Lin et al. 2017 (arXiv:1708.02002); as United-Perception's ``retinanet-improve`` (up_semantics
