@@ -36,6 +36,10 @@ def test_bases_are_laid_one_on_another_and_keep_their_own_folders(tiny_recipe, t
             r"dense_control: expected a sparsity section whose levels to follow",
         ),
         (
+            "base: tiny.yaml\nassumed: {training.epoch: it was not published}\n",
+            r"assumed: expected key paths of this recipe, got 'training.epoch'. Did you mean 'epochs'\? Correct it.",
+        ),
+        (
             f"base: tiny.yaml\n{PRUNING}published_ap: [0.4]\n",
             r"published_ap: expected 2 values, one for each level, got 1",
         ),

@@ -56,6 +56,26 @@ def test_one_table_per_scheduler_with_the_experiment_added_to_shared_labels(run_
     )
 
 
+def test_published_values_stand_below_the_measured_ones(tmp_path, make):
+    levels = {"scheduler": "level_wise", "pattern": "unstructured", "sparsities": [0.3, 0.9], "start": "dense"}
+    make.suite(
+        tmp_path,
+        "dense",
+        "lamp",
+        "unpublished",
+        dense={"scheduler": "dense", "pattern": "none", "published_ap": [0.407]},
+        lamp={**levels, "published_ap": [0.405, None]},
+        unpublished={**levels, "label": "another"},
+    )
+    make.add(tmp_path, make.record(), make.level("lamp", 0, 0.3, 0.6, 0.74))
+    assert published_tables(load_run(tmp_path))[0].rows == (
+        (LABEL, "61.2", "60.0", "…"),
+        (f"{LABEL}, published", "40.7", "40.5", ""),
+        ("another", "61.2", "…", "…"),
+        ("another, published", "40.7", "", ""),
+    )
+
+
 def test_one_table_per_family_and_rows_by_label(tmp_path, make):
     base, better = {"family": "base models"}, {"family": "better models"}
     make.suite(

@@ -2,7 +2,7 @@
 
 import csv
 import io
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +11,14 @@ from torch import Tensor
 
 from sparsedet.benchmark.checkpoint import CHECKPOINT_FILE, build_detector, open_checkpoint
 from sparsedet.benchmark.recipe import Recipe, load_recipe
-from sparsedet.common.errors import ConfigError
 from sparsedet.common.files import write_json, write_text
 from sparsedet.detection.data.loader import val_loader
 from sparsedet.detection.data.splits import Splits, open_splits
-from sparsedet.sparsity import Measurement, Sparsifier
+from sparsedet.detection.models import Detector
+from sparsedet.sparsity import Measurement, Sparsifier, measure, profile_model
 
 Row = dict[str, Any]
+STAND_IN_SIZE = (480, 640)
 
 
 def table(sparsifier: Sparsifier) -> list[Row]:
@@ -78,36 +79,68 @@ def layer_rows(measurement: Measurement) -> list[Row]:
     return [{**asdict(layer), "shape": list(layer.shape)} for layer in measurement.layers]
 
 
-def example_inputs(recipe: Recipe, splits: Splits, stride: int, device: torch.device) -> tuple[Tensor]:
-    """Return the input on which MACs are counted: of the shape the recipe gives, or of a real image."""
+def example_inputs(recipe: Recipe, splits: Splits | None, stride: int, device: torch.device) -> tuple[Tensor]:
+    """Return the input on which MACs are counted: of the shape the recipe gives, or of the first validation image.
+
+    Without data, an image of 640x480 pixels (the most frequent size in COCO) stands in for the latter.
+    """
     shape = recipe.sparsity.input_shape if recipe.sparsity is not None else None
+    if shape is None and splits is None:
+        size = STAND_IN_SIZE
+        for transform in recipe.data.val_transforms:
+            size = transform.output_size(size)
+        shape = (1, 3, *(-(-side // stride) * stride for side in size))
     if shape is None:
+        assert splits is not None
         shape = tuple(next(val_loader(splits.val, 1, stride)).images.shape)
     return (torch.zeros(shape, device=device),)
 
 
-def analyze_file(path: Path, overrides: tuple[str, ...] = ()) -> list[Row]:
+@dataclass(frozen=True)
+class Analysis:
+    """What would be pruned where.
+
+    Attributes:
+        rows: one for each conv/linear weight, see `table`; of a recipe that prunes nothing, see `layer_rows`.
+        warnings: what stood in for something that is not there.
+    """
+
+    rows: list[Row]
+    warnings: tuple[str, ...] = ()
+
+
+def analyze_file(path: Path, overrides: tuple[str, ...] = ()) -> Analysis:
     """Return the table of a recipe (with its start weights) or of a checkpoint.
 
+    Where the data of a recipe with ``data.num_classes`` are not there, its detector has fresh weights.
+
     Raises:
-        ConfigError: the recipe prunes nothing.
         SparseDetError: the file or its data cannot be read, or the sparsity cannot be had.
     """
-    masks = None
     if path.suffix == Path(CHECKPOINT_FILE).suffix:
         saved = open_checkpoint(path, overrides)
-        recipe, model, masks = saved.recipe, saved.model, {"level": saved.level, "masks": saved.masks}
-        splits = open_splits(recipe.data, recipe.seed)
-    else:
-        recipe = load_recipe(path, overrides).recipe
+        splits = open_splits(saved.recipe.data, saved.recipe.seed)
+        state = {"level": saved.level, "masks": saved.masks} if saved.masks else None
+        return Analysis(_rows(saved.recipe, saved.model, splits, state))
+    recipe = load_recipe(path, overrides).recipe
+    annotations = recipe.data.root / recipe.data.train.annotations
+    if recipe.data.num_classes is None or annotations.exists():
         splits = open_splits(recipe.data, recipe.seed)
         model, _ = build_detector(recipe, splits.train.coco.categories)
-    if recipe.sparsity is None:
-        raise ConfigError(
-            f"{path}: sparsity: expected a recipe that prunes, got none. Add it with --set sparsity='{{…}}'."
-        )
+        return Analysis(_rows(recipe, model, splits, None))
+    model = recipe.detector.build(recipe.data.num_classes, pretrained=False)
+    warning = (
+        f"{annotations}: not there, so fresh weights are analysed (allocations depend on them), and without "
+        "sparsity.input_shape MACs are counted on an image of 640x480 pixels"
+    )
+    return Analysis(_rows(recipe, model, None, None), (warning,))
+
+
+def _rows(recipe: Recipe, model: Detector, splits: Splits | None, state: dict[str, Any] | None) -> list[Row]:
     inputs = example_inputs(recipe, splits, model.stride, torch.device("cpu"))
+    if recipe.sparsity is None:
+        return layer_rows(measure(model, profile=profile_model(model, inputs, model.run_all)))
     sparsifier = Sparsifier(model, recipe.sparsity, inputs, model.run_all)
-    if masks is not None:
-        sparsifier.load_state_dict(masks)
+    if state is not None:
+        sparsifier.load_state_dict(state)
     return table(sparsifier)

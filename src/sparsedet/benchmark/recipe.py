@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -10,7 +10,7 @@ from sparsedet.benchmark.upstream import sparsity_block
 from sparsedet.benchmark.upstream.note import Note
 from sparsedet.common.config import ConfigModel, dump, validate
 from sparsedet.common.document import Document, apply_overrides, merge, read_yaml
-from sparsedet.common.errors import ConfigError
+from sparsedet.common.errors import ConfigError, did_you_mean
 from sparsedet.common.files import hash_json
 from sparsedet.detection.data.config import DataConfig
 from sparsedet.detection.models import DetectorConfig
@@ -46,12 +46,17 @@ class Recipe(ConfigModel):
         training: length, optimizer, learning rate, precision.
         sparsity: what is pruned, how much, when; null trains dense.
         evaluation: how each level is evaluated.
-        initial_checkpoint: sparsedet checkpoint whose weights the run starts from; null starts as the detector says.
+        initial_checkpoint: checkpoint of sparsedet or United-Perception whose weights the run starts from; null
+            starts as the detector says.
+        max_missing: share of the detector's weights that `initial_checkpoint` may lack or have in another shape;
+            these keep their fresh initialisation.
         dense_control: go through the levels of `sparsity` (and their learning-rate restarts) without pruning.
         write_analysis: write the table of what would be pruned where to ``analysis/``.
         expected_steps: number of steps the run must turn out to have; null accepts any.
         seed: seed of weights, data order and augmentation.
-        published_ap: AP in [0, 1] published elsewhere for each level, in order, to be printed beside ours.
+        published_ap: AP in [0, 1] published elsewhere for each level, in order, to be printed beside ours; null where
+            none was.
+        assumed: why a value was chosen that the publication leaves open, by key path such as ``training.epochs``.
     """
 
     data: DataConfig
@@ -60,11 +65,13 @@ class Recipe(ConfigModel):
     sparsity: SparsityConfig | None = None
     evaluation: EvaluationConfig = EvaluationConfig()
     initial_checkpoint: Path | None = None
+    max_missing: float = Field(default=0.0, ge=0, le=1)
     dense_control: bool = False
     write_analysis: bool = False
     expected_steps: int | None = Field(default=None, ge=1)
     seed: int = Field(default=0, ge=0)
-    published_ap: tuple[float, ...] | None = None
+    published_ap: tuple[Annotated[float, Field(ge=0, le=1)] | None, ...] | None = None
+    assumed: dict[str, str] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
@@ -79,6 +86,8 @@ class Recipe(ConfigModel):
                 f"published_ap: expected {num_levels} values, one for each level, got {len(self.published_ap)}. "
                 "Correct the list."
             )
+        for key in self.assumed:
+            check_key(dump(self), key)
         return self
 
     @property
@@ -158,6 +167,22 @@ def finish_recipe(document: Document) -> LoadedRecipe:
             document.resolve_path(key)
     recipe = validate(Recipe, document)
     return LoadedRecipe(recipe, notes)
+
+
+def check_key(data: dict[str, Any], key: str) -> None:
+    """Check that the dotted `key` is one of the resolved recipe `data`.
+
+    Raises:
+        ValueError: a part of it is not; the message names the nearest one.
+    """
+    node: Any = data
+    for part in key.split("."):
+        if not isinstance(node, dict) or part not in node:
+            known = sorted(node) if isinstance(node, dict) else []
+            raise ValueError(
+                f"assumed: expected key paths of this recipe, got '{key}'.{did_you_mean(part, known)} Correct it."
+            )
+        node = node[part]
 
 
 def _is_path(document: Document, dotted: str) -> bool:

@@ -119,6 +119,7 @@ def run_suite(suite: Suite, folder: Path, device_name: str, console: Console) ->
             "scheduler": loaded.recipe.scheduler,
             "pattern": loaded.recipe.pattern,
             "sparsities": list(loaded.recipe.target_sparsities),
+            "published_ap": list(loaded.recipe.published_ap or ()),
         }
         for entry, loaded in zip(config.experiments, suite.recipes, strict=True)
     ]

@@ -1,12 +1,14 @@
 """Commands that look at a recipe or a checkpoint: analyze, verify."""
 
 import json
+import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from sparsedet.cli.options import Config, Json, Overrides, overrides
+from sparsedet.cli.printing import print_table
 
 
 def add_to(app: typer.Typer) -> None:
@@ -25,13 +27,16 @@ def analyze(
     from sparsedet.benchmark.analysis import analyze_file, to_csv
     from sparsedet.common.shipped import find_config
 
-    rows = analyze_file(find_config(file), overrides(set_))
+    analysis = analyze_file(find_config(file), overrides(set_))
+    for warning in analysis.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+    rows = analysis.rows
     if as_json:
         print(json.dumps(rows))
     elif as_csv:
         print(to_csv(rows), end="")
     else:
-        _print_table(rows)
+        print_table(rows)
 
 
 def verify(
@@ -44,35 +49,8 @@ def verify(
     if as_json:
         print(json.dumps(result.as_dict()))
     else:
-        _print_table(result.layers)
+        print_table(result.layers)
         for line in result.summary:
             print(line)
     if result.faults:
         raise typer.Exit(1)
-
-
-def _print_table(rows: list[dict[str, Any]]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False)
-    for key in rows[0]:
-        table.add_column(
-            key.replace("_", " "),
-            justify="left" if isinstance(rows[0][key], str) else "right",
-            overflow="fold",
-        )
-    for row in rows:
-        table.add_row(*(_cell(value) for value in row.values()))
-    console = Console(highlight=False)
-    console.print(table) if console.is_terminal else Console(highlight=False, width=220).print(table)
-
-
-def _cell(value: Any) -> str:
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, float):
-        return f"{value:.4f}"
-    if isinstance(value, list):
-        return "x".join(map(str, value))
-    return "-" if value is None else str(value)

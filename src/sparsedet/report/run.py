@@ -30,6 +30,7 @@ class Entry(ConfigModel):
         scheduler: as in `Record`; with `pattern` and `sparsities` it lets a table show what is still to come.
         pattern: as in `Record`.
         sparsities: the sparsity asked for at each level.
+        published_ap: AP in [0, 1] published elsewhere for each level (one value for a dense run), null where none was.
     """
 
     name: str
@@ -39,6 +40,7 @@ class Entry(ConfigModel):
     scheduler: str | None = None
     pattern: str | None = None
     sparsities: tuple[Share, ...] = ()
+    published_ap: tuple[Share | None, ...] = ()
 
     @field_validator("name")
     @classmethod

@@ -57,8 +57,9 @@ def level_name(record: Record) -> str:
 def published_tables(run: Run) -> tuple[Table, ...]:
     """Tables in the published layout: one per scheduler and family, one row per label, AP in percent.
 
-    Experiments with the same label in one table get their name added. A level still to come shows `…`. Dense
-    experiments that no row of another table shows come last, as a table of their own.
+    Experiments with the same label in one table get their name added. A level still to come shows `…`. Values
+    published elsewhere stand in a row of their own below. Dense experiments that no row of another table shows
+    come last, as a table of their own.
     """
     sparse = [experiment for experiment in run.experiments if experiment.scheme and not experiment.is_dense]
     in_a_column = {dense.name for dense in map(run.dense_for, sparse) if dense}
@@ -89,14 +90,22 @@ def _published_table(run: Run, scheme: str, family: str, experiments: list[Exper
             for record in experiment.records
             if record.asked_sparsity is not None
         }
-        rows.append(
-            (
-                f"{label}, {experiment.name}" if labels[label] > 1 else label,
-                _dense_cell(experiment if experiment.is_dense else run.dense_for(experiment)),
-                *(cells.get(column, "") for column in columns),
-            )
-        )
+        row = f"{label}, {experiment.name}" if labels[label] > 1 else label
+        dense = experiment if experiment.is_dense else run.dense_for(experiment)
+        rows.append((row, _dense_cell(dense), *(cells.get(column, "") for column in columns)))
+        published = _published_cells(experiment, dense)
+        if any(published.values()):
+            rows.append((f"{row}, published", *(published.get(column, "") for column in ("dense", *columns))))
     return Table(scheme, family, (CORNER, "dense", *columns), tuple(rows))
+
+
+def _published_cells(experiment: Experiment, dense: Experiment | None) -> dict[str, str]:
+    """AP published elsewhere for the cells of a row, by column."""
+    entry = experiment.entry
+    values = dict(zip(map(sparsity_name, entry.sparsities), entry.published_ap, strict=False))
+    if dense is not None and dense.entry.published_ap:
+        values["dense"] = dense.entry.published_ap[0]
+    return {column: ap_text(value) for column, value in values.items()}
 
 
 def _asked(experiment: Experiment) -> list[float]:

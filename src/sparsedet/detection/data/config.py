@@ -36,6 +36,9 @@ class DataConfig(ConfigModel):
         std: likewise.
         train_without_boxes: train on images that have no boxes, as background.
         cache: keep decoded images in memory (3 bytes a pixel; with workers, in each of them).
+        num_classes: number of categories the annotation files must have; null accepts any. With it and
+            `num_train_images`, plans and analyses need no data.
+        num_train_images: number of images that are trained on; likewise.
     """
 
     root: Path
@@ -47,3 +50,5 @@ class DataConfig(ConfigModel):
     std: tuple[Positive, Positive, Positive] = (0.229, 0.224, 0.225)
     train_without_boxes: bool = True
     cache: bool = False
+    num_classes: Annotated[int, Field(ge=1)] | None = None
+    num_train_images: Annotated[int, Field(ge=1)] | None = None

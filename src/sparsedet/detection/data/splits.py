@@ -1,7 +1,9 @@
 """The two splits of a recipe, checked and ready to be loaded."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
+from sparsedet.common.errors import DatasetError
 from sparsedet.common.files import hash_json
 from sparsedet.detection.data.check import load_splits
 from sparsedet.detection.data.config import DataConfig
@@ -32,9 +34,20 @@ def open_splits(config: DataConfig, seed: int) -> Splits:
         DatasetError: anything is wrong with them.
     """
     train, val, report = load_splits(config)
+    dataset = DetectionDataset(train, config, is_train=True, seed=seed)
+    _check_count("num_classes", config.num_classes, len(train.categories), "categories", train.path)
+    _check_count("num_train_images", config.num_train_images, len(dataset), "training images", train.path)
     return Splits(
-        DetectionDataset(train, config, is_train=True, seed=seed),
+        dataset,
         DetectionDataset(val, config, is_train=False),
         hash_json([train.data_hash, val.data_hash]),
         report.warnings,
     )
+
+
+def _check_count(key: str, expected: int | None, got: int, what: str, path: Path) -> None:
+    if expected is not None and expected != got:
+        raise DatasetError(
+            f"data.{key}: expected {expected} {what} as the recipe says, got {got} in {path}. "
+            f"Use the data the recipe is for, or set data.{key} to null."
+        )

@@ -1,0 +1,31 @@
+"""Tables on stdout."""
+
+from typing import Any
+
+
+def print_table(rows: list[dict[str, Any]]) -> None:
+    """Print `rows`, which have the same keys, under their keys."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    for key in rows[0]:
+        table.add_column(
+            key.replace("_", " "),
+            justify="left" if isinstance(rows[0][key], str) else "right",
+            overflow="fold",
+        )
+    for row in rows:
+        table.add_row(*(_cell(value) for value in row.values()))
+    console = Console(highlight=False)
+    console.print(table) if console.is_terminal else Console(highlight=False, width=220).print(table)
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.3g}" if 0 < abs(value) < 1e-3 else f"{value:.4f}"
+    if isinstance(value, list):
+        return "x".join(map(str, value))
+    return "-" if value is None else str(value)
