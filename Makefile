@@ -4,16 +4,19 @@ VENV := .venv
 BIN := $(VENV)/bin
 RUN ?= runs/demo
 
-.PHONY: demo test quick check format clean
+.PHONY: demo test quick long check format clean
 
 demo: $(VENV)/installed
 	$(BIN)/sparsedet demo --output $(RUN)
 
 test: check
-	$(BIN)/pytest
+	$(BIN)/pytest -m "not long"
 
 quick: $(VENV)/installed
-	$(BIN)/pytest -m "not slow"
+	$(BIN)/pytest -m "not slow and not long"
+
+long: $(VENV)/installed
+	$(BIN)/pytest -m long
 
 check: $(VENV)/installed
 	$(BIN)/ruff check .

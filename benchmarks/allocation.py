@@ -5,11 +5,21 @@ from collections.abc import Sequence
 
 import torchvision
 from timing import Prepare, Timings, print_json, print_table, set_up
+from torch import nn
 
-from sparsedet.sparsity import ALLOCATIONS, LevelWise, Sparsifier, SparsityConfig
+from sparsedet.sparsity import ALLOCATIONS, Allocation, LevelWise, Sensitivity, Sparsifier, SparsityConfig
 
 LEVELS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 PROFILE = "profile pass"
+
+
+def make(name: str, model: nn.Module) -> Allocation:
+    """Make the allocation `name`; of `sensitivity` one with the same curve for every weight."""
+    if name != "sensitivity":
+        return ALLOCATIONS[name]()
+    points = [{"target_sparsity": level, "measured_sparsity": level, "value": 1 - level} for level in LEVELS]
+    curves = {key: points for key, _ in model.named_parameters()}
+    return Sensitivity(curves={"fingerprint": "", "dense": 1.0, "curves": curves, "left_out": {}})
 
 
 def measure(name: str, image_size: int, num_rounds: int) -> list[dict[str, object]]:
@@ -17,9 +27,11 @@ def measure(name: str, image_size: int, num_rounds: int) -> list[dict[str, objec
     model = torchvision.models.get_model(name)
     configs = {
         allocation: SparsityConfig(
-            schedule=LevelWise(levels=LEVELS), allocation=rule(), input_shape=(1, 3, image_size, image_size)
+            schedule=LevelWise(levels=LEVELS),
+            allocation=make(allocation, model),
+            input_shape=(1, 3, image_size, image_size),
         )
-        for allocation, rule in ALLOCATIONS.items()
+        for allocation in ALLOCATIONS
     }
 
     def allocate(config: SparsityConfig) -> Prepare:

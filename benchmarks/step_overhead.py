@@ -114,7 +114,7 @@ def detector(batch_size: int, image_size: int) -> Callable[[], Run]:
     batch = Batch(images, targets, tuple(range(batch_size)), tuple(target.image_size for target in targets))
 
     def start() -> Run:
-        trainer = Trainer(deepcopy(original), recipe.training, total_steps=1, device=torch.device("cpu"))
+        trainer = Trainer(deepcopy(original), recipe.training, num_images=1, device=torch.device("cpu"))
         return Run(trainer.model, trainer.optimizer, lambda: trainer.train(Level(0, 1), [batch]))
 
     return start

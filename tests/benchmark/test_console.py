@@ -53,6 +53,14 @@ def test_quiet_prints_warnings_only():
     assert stream.getvalue() == "warning: careful\n"
 
 
+def test_notes_name_what_has_no_effect_and_count_the_rest():
+    printer, stream = console(is_terminal=False)
+    printer.notes("up", (Note("net", "mapped", "detector"), Note("leaf_module", "no effect", "nothing is traced")))
+    printer.notes("native", ())
+    expected = "up: 1 keys mapped, see sparsedet config translate\nup: leaf_module: no effect: nothing is traced\n"
+    assert stream.getvalue() == expected
+
+
 @pytest.mark.parametrize("text", ["[bold]x[/]", "a [1, 2]"])
 def test_brackets_are_printed_as_they_are(text):
     printer, stream = console(is_terminal=False)

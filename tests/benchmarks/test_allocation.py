@@ -3,6 +3,6 @@ def test_every_allocation_is_timed(run):
     table, results = run("allocation", *arguments)
     assert len(table) == len(results) + 2
     assert [result["allocation"] for result in results] == [
-        "uniform", "erk", "global", "lamp", "energy", "profile pass",
+        "uniform", "erk", "global", "lamp", "energy", "sensitivity", "profile pass",
     ]  # fmt: skip
     assert all(result["cpu_s"]["median"] > 0 for result in results)

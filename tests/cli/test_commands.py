@@ -117,7 +117,7 @@ def test_config_translate_prints_the_native_form_and_every_key(tiny_recipe, tmp_
 def test_data_check(tiny_recipe, tiny_data):
     done = sparsedet("data", "check", tiny_recipe)
     assert done.returncode == 0
-    assert "6 images (1 without boxes), 10 boxes" in done.stdout
+    assert "6 images (1 without annotations), 10 boxes" in done.stdout
     (report,) = json.loads(sparsedet("data", "check", tiny_recipe, "--json").stdout)
     assert report["val"]["boxes_per_category"] == {"bright": 4, "dark": 4}
 
@@ -158,7 +158,7 @@ ONE_SHOT = "schedule: {type: one_shot, sparsity: 0.3}"
             pruning("schedule: {type: one_shot}, pattern: {type: n_m}, targets: {include: [backbone.conv1]}"),
             "needs in_channels/groups % 4 == 0, got 3",
         ),
-        (("eval", "{recipe}"), "expected a whole sparsedet checkpoint, got an unreadable file"),
+        (("eval", "{recipe}"), "expected a whole checkpoint, got an unreadable file"),
         (("eval", "gone.pt"), "gone.pt: expected a checkpoint file, got nothing. Check the path."),
         (("report", "."), "expected a run folder with suite.json"),
     ],

@@ -88,21 +88,59 @@ def test_faults_name_place_key_contract_and_value(text, message):
     assert message in str(error.value)
 
 
+DOUBLED = "a0: &a0 [1, 1]\n" + "".join(f"a{i}: &a{i} [*a{i - 1}, *a{i - 1}]\n" for i in range(1, 25))
+"""Each line holds twice as many values as the one before it."""
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         ("a: 1\na: 2\n", 'f.yaml:2: expected valid YAML, got found duplicate key "a"'),
         ("a: !!python/object:os.system 2\n", "f.yaml:1: a: expected plain YAML, got the tag"),
-        ("a: !mine {b: 1}\n", "f.yaml:1: a: expected plain YAML, got the tag '!mine'. Remove the tag."),
+        ("a: !mine {b: 1}\n", "f.yaml:1: a: expected plain YAML, got the tag '!mine'. Tags are not evaluated: write"),
         ("- 1\n", "f.yaml: expected a mapping of keys at the top level, got CommentedSeq."),
         ("a: [\n", "f.yaml:2: expected valid YAML, got "),
         ("a:\n  1: 2\n", "f.yaml:2: a: expected text as key, got 1. Put the key in quotes."),
+        ("a: !!python/object/apply:os.system ['exit 3']\n", "f.yaml:1: a: expected plain YAML, got the tag 'tag:yaml"),
+        (
+            "!!python/object:os.x\na: 1\n",
+            "f.yaml: top level: expected plain YAML, got the tag 'tag:yaml.org,2002:python",
+        ),
+        ("a: !!set {b}\n", "f.yaml:1: a: expected a mapping, a list, text, a number, true, false or null, got Comm"),
+        (
+            "a: !!binary aGVsbG8=\n",
+            "f.yaml:1: a: expected a mapping, a list, text, a number, true, false or null, got b",
+        ),
+        (f"a: {'[' * 600}\n", "f.yaml: expected valid YAML, got maximum recursion depth exceeded"),
+        (DOUBLED, "f.yaml: expected at most 100000 values, got more. Look for aliases inside aliases."),
     ],
 )
 def test_what_is_not_plain_yaml_is_refused(text, message):
     with pytest.raises(ConfigError) as error:
         parse_yaml(text, "f.yaml", Path("/folder"))
     assert message in str(error.value)
+
+
+def test_anchors_aliases_and_merge_keys_are_copies_with_the_places_they_were_written_at():
+    document = parse_yaml(
+        "a: &a {x: 1, y: [2,\n  3]}\nb: *a\nc:\n  <<: *a\n  x: 4\nno: &no false\nd: *no\n", "f.yaml", Path("/folder")
+    )
+    tree = {"x": 1, "y": [2, 3]}
+    assert document.data == {"a": tree, "b": tree, "c": {"x": 4, "y": [2, 3]}, "no": False, "d": False}
+    assert document.data["d"] is False
+    document.data["b"]["y"].append(5)
+    assert document.data["a"] == tree
+    places = {("b",): 3, ("b", "x"): 1, ("b", "y", 1): 2, ("c", "x"): 6, ("c", "y"): 5, ("d",): 8}
+    assert {path: document.positions[path] for path in places} == {
+        path: f"f.yaml:{line}" for path, line in places.items()
+    }
+
+
+def test_plain_scalars_mean_what_the_version_says():
+    text = "a: [yes, off, 010, 1:30, 1e-3, 1_000, True, None, 2020-01-02]\n"
+    new, old = (parse_yaml(text, "f.yaml", Path("/"), version).data["a"] for version in ((1, 2), (1, 1)))
+    assert new == ["yes", "off", 10, "1:30", 0.001, 1000, True, "None", "2020-01-02"]
+    assert old == [True, False, 8, 90, 0.001, 1000, True, "None", "2020-01-02"]
 
 
 def test_missing_file(tmp_path):

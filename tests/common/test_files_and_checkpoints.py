@@ -4,10 +4,11 @@ import shutil
 from collections import namedtuple
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
-from sparsedet.common.checkpoint import load_checkpoint, save_checkpoint
+from sparsedet.common.checkpoint import load_checkpoint, read_file, save_checkpoint
 from sparsedet.common.errors import CheckpointError, ConfigError, StorageError
 from sparsedet.common.files import hash_json, write_atomically
 from sparsedet.common.runtime import choose_device, start, writable_folder
@@ -53,23 +54,47 @@ class Evil:
 def test_damaged_foreign_and_executable_files_are_refused(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     path = tmp_path / "c.pt"
-    with pytest.raises(CheckpointError, match=r"c\.pt: expected a checkpoint file, got nothing"):
+    with pytest.raises(CheckpointError, match=r"c\.pt: expected a checkpoint file, got nothing\. Check the path"):
         load_checkpoint(path)
+    with pytest.raises(CheckpointError, match=r"expected a checkpoint file, got a folder\. Check the path"):
+        load_checkpoint(tmp_path)
     save_checkpoint(path, {"a": torch.zeros(100)})
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(CheckpointError, match="expected a whole sparsedet checkpoint, got an unreadable file"):
+    with pytest.raises(CheckpointError, match="expected a whole checkpoint, got an unreadable file"):
         load_checkpoint(path)
     torch.save({"state_dict": {}}, path)
     with pytest.raises(CheckpointError, match="expected a file written by sparsedet, got another program's"):
         load_checkpoint(path)
     torch.save({"format": "sparsedet-checkpoint", "format_version": 1, "x": Evil()}, path)
-    with pytest.raises(CheckpointError):
+    with pytest.raises(CheckpointError, match=r"got a file that would run code when it is read\. Nothing was run"):
         load_checkpoint(path)
     assert not Path("evil").exists()
     torch.save({"format": "sparsedet-checkpoint", "format_version": 99}, path)
     with pytest.raises(CheckpointError, match="expected format version 1 or older, got 99"):
         load_checkpoint(path)
+
+
+def test_a_flipped_bit_is_noticed(tmp_path):
+    path = tmp_path / "c.pt"
+    save_checkpoint(path, {"a": torch.zeros(1000)})
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    assert torch.load(path, weights_only=True)["a"].abs().sum() > 0
+    with pytest.raises(CheckpointError, match=r"got an unreadable file \(the sum of 'archive/data/0' is wrong\)"):
+        load_checkpoint(path)
+
+
+@pytest.mark.parametrize("module", ["numpy.core.multiarray", "numpy._core.multiarray"])
+def test_numpy_numbers_beside_the_weights_are_not_read(module, tmp_path, monkeypatch):
+    monkeypatch.setattr(np._core.multiarray.scalar, "__module__", module, raising=False)
+    torch.save({"model": {"a": torch.ones(2)}, "metric_val": np.float64(0.4), "iter": 3}, tmp_path / "best.pth")
+    assert f"{module} scalar".encode() in (tmp_path / "best.pth").read_bytes().replace(b"\n", b" ")
+    content = read_file(tmp_path / "best.pth")
+    assert content["model"]["a"].tolist() == [1, 1]
+    assert content["iter"] == 3
+    assert not isinstance(content["metric_val"], np.float64)
 
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path):

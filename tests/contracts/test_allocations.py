@@ -9,13 +9,23 @@ from sparsedet.common.config import dump
 from sparsedet.sparsity import ALLOCATIONS
 from sparsedet.sparsity.allocation.selection import ScoredTensor, TensorSummary, select_counts
 
+CURVE = [{"target_sparsity": 0.4, "measured_sparsity": 0.4, "value": -1.0}]
+FIELDS = {
+    "sensitivity": {
+        "curves": {"fingerprint": "", "dense": 0.0, "curves": {key: CURVE for key in "ab"}, "left_out": {"c": "frozen"}}
+    }
+}
 pytestmark = pytest.mark.parametrize("name", ALLOCATIONS)
 RANKS = st.floats(0, 99)
 ENERGIES = st.floats(0, 50)
 
 
-def test_defaults_read_back_equal(name):
-    allocation = ALLOCATIONS[name]()
+def make(name):
+    return ALLOCATIONS[name](**FIELDS.get(name, {}))
+
+
+def test_every_rule_reads_back_equal(name):
+    allocation = make(name)
     assert allocation.type == name
     assert ALLOCATIONS[name].model_validate(dump(allocation)) == allocation
     assert isinstance(allocation.needs_profile, bool)
@@ -25,13 +35,14 @@ def test_defaults_read_back_equal(name):
 @given(low=st.tuples(RANKS, st.floats(0, 1), ENERGIES), up=st.tuples(st.floats(0, 50), st.floats(0, 1), ENERGIES))
 def test_keys_never_fall(name, low, up):
     """`select_counts` brackets the keys of a bucket by those of its borders: they must rise."""
-    tensor = TensorSummary("layer.weight", (10, 20), energy=100.0, depth=1)
+    tensor = TensorSummary("a", (10, 20), size=200, energy=100.0, depth=1)
     first, second = (np.array([a]) for a in low), (np.array([a + b]) for a, b in zip(low, up, strict=True))
-    assert 0 <= ALLOCATIONS[name]().key(tensor, *first) <= ALLOCATIONS[name]().key(tensor, *second) < np.inf
+    assert 0 <= make(name).key(tensor, *first) <= make(name).key(tensor, *second) < np.inf
 
 
 @pytest.mark.parametrize("scores", [np.zeros(50), np.ones(50), np.arange(50), np.full(50, 1e-42), np.full(50, 3e38)])
 def test_any_scores_give_the_asked_count(name, scores):
-    tensors = [ScoredTensor(key, (5, 10), scores.astype(np.float32)) for key in ("a", "b")]
+    scores = scores.astype(np.float32)
+    tensors = [ScoredTensor(key, (5, 10), lambda: scores) for key in ("a", "b")]
     for target in (0, 1, 50, 97, 98):
-        assert [sum(counts) for counts in select_counts(ALLOCATIONS[name](), tensors, [target])] == [target]
+        assert [sum(counts) for counts in select_counts(make(name), tensors, [target])] == [target]

@@ -169,6 +169,14 @@ def test_to_coco_results_scales_each_side_and_gives_category_ids():
     ]
 
 
+def test_to_coco_results_scales_the_last_pixel_of_inclusive_boxes():
+    boxes = torch.tensor([[10.0, 20.0, 31.0, 41.0], [10.0, 20.0, 10.25, 20.75]])
+    found = Detections(boxes, torch.tensor([0.5, 0.5]), torch.tensor([0, 0]))
+    large, tiny = to_coco_results(found, 7, (50, 100), (100, 400), (3,), inclusive_boxes=True)
+    assert large["bbox"] == [40, 40, 30 * 4 - 40 + 1, 40 * 2 - 40 + 1]
+    assert tiny["bbox"] == [40, 40, 0, 0.5]  # a last pixel before the first leaves nothing
+
+
 def test_to_coco_results_of_nothing():
     nothing = Detections(torch.zeros(0, 4), torch.zeros(0), torch.zeros(0, dtype=torch.int64))
     assert to_coco_results(nothing, 7, (50, 100), (50, 100), (3,)) == []

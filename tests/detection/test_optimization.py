@@ -1,57 +1,10 @@
-import math
-
 import pytest
 import torch
 from pydantic import ValidationError
 from torch import nn
 
-from sparsedet.detection.optimization import (
-    LR_SCHEDULES,
-    OPTIMIZERS,
-    SGD,
-    AdamW,
-    Constant,
-    Cosine,
-    MultiStep,
-    TrainingConfig,
-)
-
-
-@pytest.mark.parametrize(
-    ("schedule", "position", "length", "factor"),
-    [
-        (Constant(warmup=0.0), 0, 10, 1.0),
-        (Constant(warmup=0.5, warmup_start=0.2), 0, 10, 0.2),
-        (Constant(warmup=0.5, warmup_start=0.2), 4, 10, 0.84),  # 0.2 + 0.8 * 4 / 5
-        (Constant(warmup=0.5, warmup_start=0.2), 5, 10, 1.0),
-        (Cosine(warmup=0.0), 0, 8, 1.0),
-        (Cosine(warmup=0.0), 4, 8, 0.5),
-        (Cosine(warmup=0.0, final=0.2), 4, 8, 0.6),
-        (Cosine(warmup=0.2), 2, 10, 1.0),  # the decay starts after the two steps of warm-up
-        (Cosine(warmup=0.2), 9, 10, (1 + math.cos(math.pi * 7 / 8)) / 2),
-        (MultiStep(warmup=0.0), 6, 10, 1.0),
-        (MultiStep(warmup=0.0), 7, 10, 0.1),
-        (MultiStep(warmup=0.0, gamma=0.5), 9, 10, 0.25),
-        (Cosine(), 0, 1, 1.0),  # a level of one step has no warm-up
-    ],
-)
-def test_factors_worked_out_by_hand(schedule, position, length, factor):
-    assert schedule.factor(position, length) == pytest.approx(factor, abs=1e-12)
-
-
-@pytest.mark.parametrize("schedule", [cls() for cls in LR_SCHEDULES.values()])
-def test_factors_stay_between_zero_and_one(schedule):
-    for length in (1, 2, 7, 100):
-        assert all(0 < schedule.factor(position, length) <= 1 for position in range(length))
-
-
-def test_cosine_equals_torchs():
-    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
-    reference = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=20)
-    for position in range(20):
-        assert Cosine(warmup=0.0).factor(position, 20) == pytest.approx(optimizer.param_groups[0]["lr"])
-        optimizer.step()
-        reference.step()
+from sparsedet.detection.lr_schedules import Constant
+from sparsedet.detection.optimization import OPTIMIZERS, SGD, AdamW, TrainingConfig
 
 
 def test_optimizers_are_torchs_with_the_given_values():
@@ -67,6 +20,61 @@ def test_optimizers_are_torchs_with_the_given_values():
 def test_length_in_steps_or_epochs():
     assert TrainingConfig(steps=7).total_steps(100) == 7
     assert TrainingConfig(epochs=1.5, batch_size=16).total_steps(100) == 10  # 7 batches in an epoch
+    assert TrainingConfig(epochs=2.3, batch_size=1).total_steps(100) == 230  # though 2.3 * 100 < 230 in floats
     for wrong, words in (({}, "neither"), ({"steps": 1, "epochs": 1}, "both")):
         with pytest.raises(ValidationError, match=f"expected either 'steps' or 'epochs', got {words}"):
             TrainingConfig(**wrong)
+
+
+@pytest.mark.parametrize(
+    ("num_images", "batch_size", "forward_batch_size", "steps_per_epoch"),
+    [
+        (117266, 32, 2, 3665),  # ceil(117266 / 16) = 7330 images on each of 16 devices, in batches of two
+        (117266, 128, 8, 917),
+        (117266, 16, None, 7330),
+        (33, 32, 2, 2),
+        (32, 32, 2, 1),
+        (1, 32, 2, 1),
+    ],
+)
+def test_steps_of_an_epoch_are_those_of_as_many_devices(num_images, batch_size, forward_batch_size, steps_per_epoch):
+    config = TrainingConfig(steps=1, batch_size=batch_size, forward_batch_size=forward_batch_size)
+    assert config.steps_per_epoch(num_images) == steps_per_epoch
+    images_per_device = -(-num_images // config.passes_per_step)
+    assert steps_per_epoch == -(-images_per_device // config.images_per_pass)
+
+
+def test_the_rate_is_scaled_from_the_batch_it_is_meant_for():
+    def peak(**fields):
+        return TrainingConfig(steps=1, lr_schedule=Constant(warmup=0.0), **fields).lr(0, 1, 1)
+
+    assert peak(optimizer=SGD(lr=0.01)) == 0.01
+    assert peak(optimizer=SGD(lr=6.25e-4), batch_size=32, lr_batch_size=1) == pytest.approx(0.02)
+    assert peak(optimizer=SGD(lr=0.01), batch_size=4, forward_batch_size=2, lr_batch_size=16) == pytest.approx(0.0025)
+
+
+@pytest.mark.parametrize(
+    ("fields", "batch", "passes"),
+    [
+        ({"batch_size": 32}, "32", 1),
+        ({"batch_size": 32, "forward_batch_size": 32}, "32", 1),
+        ({"batch_size": 32, "forward_batch_size": 2}, "32 = 16 x 2", 16),
+    ],
+)
+def test_passes_of_a_step(fields, batch, passes):
+    config = TrainingConfig(steps=1, **fields)
+    assert (config.batch_text, config.passes_per_step) == (batch, passes)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"batch_size": 32, "forward_batch_size": 5}, "forward_batch_size: expected a divisor of batch_size 32, got 5"),
+        ({"batch_size": 2, "forward_batch_size": 4}, "forward_batch_size: expected a divisor of batch_size 2, got 4"),
+        ({"lr_schedule": Constant(warmup_start="unscaled")}, "warmup_start: expected a factor where lr_batch_size"),
+        ({"lr_batch_size": 0}, "greater than or equal to 1"),
+    ],
+)
+def test_values_that_do_not_fit_together_are_refused(fields, message):
+    with pytest.raises(ValidationError, match=message):
+        TrainingConfig(steps=1, **fields)

@@ -4,7 +4,9 @@ from torch import nn
 
 from sparsedet.common.errors import ConfigError
 from sparsedet.detection.data.loader import Batch
-from sparsedet.detection.optimization import SGD, Constant, Cosine, TrainingConfig
+from sparsedet.detection.ema import EmaConfig
+from sparsedet.detection.lr_schedules import Constant, Cosine
+from sparsedet.detection.optimization import SGD, TrainingConfig
 from sparsedet.detection.structures import Target
 from sparsedet.detection.trainer import Level, Trainer, TrainingError
 
@@ -30,9 +32,39 @@ def batches(*values):
     return [Batch(torch.full((1, 3, 2, 2), value), [target], (7,), ((2, 2),)) for value in values]
 
 
-def trainer(steps=4, callback=None, **config):
+class Drawing(OneWeight):
+    """A loss that weighs its weight with a number drawn at random."""
+
+    def losses(self, outputs, targets):
+        return {"a": outputs * torch.randperm(1000)[0]}
+
+
+class Images(nn.Module):
+    """A convolution and a norm with frozen statistics; the loss is a sum over the images of the batch."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv = nn.Conv2d(3, 4, 2)
+        self.norm = nn.BatchNorm2d(4)
+        self.norm.running_var.uniform_(0.5, 2.0)
+
+    def train(self, mode=True):
+        super().train(mode)
+        self.norm.eval()
+        return self
+
+    def forward(self, images):
+        return self.norm(self.conv(images))
+
+    def losses(self, outputs, targets):
+        return {"a": outputs.square().sum(), "b": outputs.sum()}
+
+
+def trainer(steps=4, callback=None, model=None, seed=0, **config):
     config = {"optimizer": SGD(lr=0.1, momentum=0, weight_decay=0), "lr_schedule": Constant(warmup=0.0)} | config
-    return Trainer(OneWeight(), TrainingConfig(steps=steps, batch_size=1, **config), steps, CPU, callback)
+    config = TrainingConfig(**{"steps": steps, "batch_size": 1} | config)
+    return Trainer(model or OneWeight(), config, 10, CPU, seed, callback)
 
 
 def test_steps_worked_out_by_hand():
@@ -74,7 +106,7 @@ def test_the_callback_acts_before_the_forward_pass():
             if step == 1:
                 run.model.weight.data.fill_(10.0)
 
-        def before_evaluate(self):
+        def before_evaluate(self, model):
             raise AssertionError("not asked for")
 
     run = trainer(callback=Callback())
@@ -98,13 +130,112 @@ def test_fp16_on_the_cpu_is_refused():
         trainer(precision="fp16")
 
 
-def test_state_goes_on_where_it_was():
-    with_momentum = {"optimizer": SGD(lr=0.1, momentum=0.9, weight_decay=0), "max_gradient_norm": None}
-    whole = trainer(**with_momentum)
-    whole.train(Level(0, 2), batches(1.0, 1.0))
-    first, second = trainer(**with_momentum), trainer(**with_momentum)
-    first.train(Level(0, 1), batches(1.0))
-    second.model.load_state_dict(first.model.state_dict())
+@pytest.mark.parametrize("ema", [None, EmaConfig(decay=0.9, ramp="linear", ramp_steps=5)])
+def test_a_run_that_was_interrupted_ends_with_the_same_bits(ema):
+    settings = {"optimizer": SGD(lr=1e-5, momentum=0.9), "max_gradient_norm": None, "ema": ema, "seed": 3}
+    values = [1.0, 2.0, 3.0, 4.0]
+    whole = trainer(model=Drawing(), **settings)
+    whole.train(Level(0, 4), batches(*values))
+    first, second = (trainer(model=Drawing(), **settings) for _ in range(2))
+    first.train(Level(0, 2), batches(*values[:2]))
+    torch.rand(7)
+    second.evaluated_model.load_state_dict(first.evaluated_model.state_dict())
     second.load_state_dict(first.state_dict())
-    second.train(Level(1, 2), batches(1.0))
+    second.train(Level(2, 4), batches(*values[2:]))
     assert second.model.weight.item() == whole.model.weight.item()
+    assert second.evaluated_model.weight.item() == whole.evaluated_model.weight.item()
+    assert (whole.evaluated_model.weight.item() != whole.model.weight.item()) == (ema is not None)
+
+
+def test_what_a_loss_draws_depends_on_seed_and_step():
+    def losses(seed, first_step):
+        reports = []
+        run = trainer(model=Drawing(), seed=seed, optimizer=SGD(lr=1e-30, momentum=0))
+        run.report = reports.append
+        torch.rand(seed + 5)
+        run.train(Level(first_step, 4), batches(*[1.0] * (4 - first_step)))
+        return [report.loss for report in reports]
+
+    assert losses(0, 0) == losses(0, 0)
+    assert losses(0, 0)[2:] == losses(0, 2)
+    assert len(set(losses(0, 0))) == 4
+    assert losses(0, 0) != losses(1, 0)
+
+
+# --- several forward passes in a step --------------------------------------------------------------------
+
+
+def images(num_images):
+    generator = torch.Generator().manual_seed(1)
+    return torch.randn(num_images, 3, 5, 5, generator=generator)
+
+
+def split(images, size):
+    target = Target(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), torch.zeros(0, 4), (5, 5))
+    return [
+        Batch(part, [target] * len(part), tuple(range(len(part))), ((5, 5),) * len(part)) for part in images.split(size)
+    ]
+
+
+@pytest.mark.parametrize("scale", [None, 1024.0])
+@pytest.mark.parametrize("max_norm", [None, 0.5])
+def test_a_step_averages_the_gradients_of_its_passes(max_norm, scale):
+    model, reference = Images(), Images()
+    settings = {"batch_size": 8, "forward_batch_size": 2, "max_gradient_norm": max_norm}
+    run = trainer(model=model, **settings)
+    if scale is not None:  # as under fp16, which the trainer refuses on the CPU
+        run.scaler = torch.amp.GradScaler("cpu", init_scale=scale)
+    reports = []
+    run.report = reports.append
+    run.train(Level(0, 2), split(images(16), 2))
+    reference.train()
+    for report, batch in zip(reports, images(16).split(8), strict=True):
+        terms = {name: value / 4 for name, value in reference.losses(reference(batch), None).items()}
+        parameters = list(reference.parameters())
+        gradients = torch.autograd.grad(sum(terms.values()), parameters)
+        norm = torch.cat([gradient.flatten() for gradient in gradients]).norm().item()
+        factor = 1.0 if max_norm is None else min(1.0, max_norm / norm)
+        with torch.no_grad():
+            for parameter, gradient in zip(parameters, gradients, strict=True):
+                parameter -= 0.1 * factor * gradient
+        assert report.terms == pytest.approx({name: value.item() for name, value in terms.items()}, rel=1e-4)
+        assert report.gradient_norm == (None if max_norm is None else pytest.approx(norm, rel=1e-4))
+    for ours, theirs in zip(model.parameters(), reference.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_passes_of_fewer_images_count_as_much_as_full_ones():
+    run = trainer(batch_size=4, forward_batch_size=2, max_gradient_norm=None)
+    full, small = split(torch.full((2, 3, 2, 2), 1.0), 2)[0], split(torch.full((1, 3, 2, 2), 3.0), 1)[0]
+    run.train(Level(0, 1), [full, small])
+    assert run.model.weight.item() == pytest.approx(1 - 0.1 * 3 * (1.0 + 3.0) / 2)
+
+
+def test_a_loss_that_is_not_finite_in_a_later_pass_stops_too():
+    run = trainer(batch_size=2, forward_batch_size=1)
+    with pytest.raises(TrainingError, match="at step 0"):
+        run.train(Level(0, 1), batches(1.0, float("nan")))
+    assert run.model.weight.item() == 1.0
+
+
+# --- average of the weights ------------------------------------------------------------------------------
+
+
+def test_the_average_follows_every_step():
+    run = trainer(ema=EmaConfig(decay=0.5, ramp="linear", ramp_steps=1), max_gradient_norm=None)
+    assert run.evaluated_model is run.average.model
+    seen = []
+    run.report = lambda _: seen.append((run.model.weight.item(), run.average.model.weight.item()))
+    run.train(Level(0, 3), batches(1.0, 1.0, 1.0))
+    assert [weight for weight, _ in seen] == pytest.approx([0.7, 0.4, 0.1])
+    expected = [1.0 / 2 + 0.7 / 2]
+    for weight, _ in seen[1:]:
+        expected.append(expected[-1] / 2 + weight / 2)
+    assert [average for _, average in seen] == pytest.approx(expected)
+
+
+def test_without_an_average_the_trained_model_is_evaluated():
+    run = trainer()
+    assert run.average is None
+    assert run.evaluated_model is run.model
+    assert set(run.state_dict()) == {"optimizer", "scaler"}

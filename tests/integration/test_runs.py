@@ -2,9 +2,11 @@
 
 import json
 import shutil
+from io import StringIO
 
 import pytest
 import torch
+from rich.console import Console as RichConsole
 
 from sparsedet.benchmark.console import Console
 from sparsedet.benchmark.evaluation import evaluate_checkpoint
@@ -45,8 +47,8 @@ experiments:
 """
 
 
-def run(path, folder, *overrides):
-    return run_suite(load_suite(path, overrides), folder, "cpu", Console(quiet=True))
+def run(path, folder, *overrides, console=None):
+    return run_suite(load_suite(path, overrides), folder, "cpu", console or Console(quiet=True))
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +109,7 @@ def test_later_masks_contain_earlier_ones(suite_run):
 
 
 def test_pruned_weights_are_zero_without_the_last_apply(tiny_recipe, tmp_path, monkeypatch):
-    monkeypatch.setattr(SparsityCallback, "before_evaluate", lambda self: None)
+    monkeypatch.setattr(SparsityCallback, "before_evaluate", lambda self, model: None)
     (record, _) = run(tiny_recipe, tmp_path / "run", LEVELS)
     assert record.measured_sparsity == record.allocated_sparsity == pytest.approx(0.5, abs=1e-4)
 
@@ -172,6 +174,70 @@ def test_an_interrupted_suite_goes_on_to_the_same_bits(suite_run, tmp_path):
         assert all(torch.equal(one["model"][key], other["model"][key]) for key in one["model"])
     steps = [json.loads(line)["step"] for line in (again / "lamp" / "metrics.jsonl").read_text().splitlines()]
     assert steps == [0, 1, 2, 3]
+
+
+def test_an_average_of_the_weights_is_evaluated_saved_and_resumed(tiny_recipe, tmp_path):
+    settings = (
+        LEVELS,
+        "training.ema={decay: 0.5, ramp: linear, ramp_steps: 2}",
+        "training.forward_batch_size=1",
+        "data.sampler={type: aspect_ratio_groups}",
+        "evaluation.after_pruning=false",
+    )
+    records = run(tiny_recipe, tmp_path / "whole", *settings)
+    shutil.copytree(tmp_path / "whole", tmp_path / "resumed")
+    shutil.rmtree(tmp_path / "resumed" / "tiny" / "sparsity-0.8")
+    resumed = run(tiny_recipe, tmp_path / "resumed", *settings)
+    assert [record.metrics for record in resumed] == [record.metrics for record in records]
+    level = "tiny/sparsity-0.8/checkpoint.pt"
+    one, other = (load_checkpoint(tmp_path / name / level) for name in ("whole", "resumed"))
+    for content in (one, other):
+        assert content["trainer"]["num_updates"] == 4
+        masks = content["sparsifier"]["masks"]
+        assert all((content["model"][name][~mask] == 0).all() for name, mask in masks.items())
+        assert any(not torch.equal(content["model"][name], content["trainer"]["model"][name]) for name in masks)
+    for key in one["model"]:
+        assert torch.equal(one["model"][key], other["model"][key])
+        assert torch.equal(one["trainer"]["model"][key], other["trainer"]["model"][key])
+    assert verify_checkpoint(tmp_path / "whole" / level).faults == ()
+    assert evaluate_checkpoint(tmp_path / "whole" / level) == records[1].metrics
+    assert records[1].measured_sparsity == records[1].allocated_sparsity
+
+
+def test_right_after_pruning_the_pruned_average_is_evaluated(tiny_recipe, tmp_path):
+    start = tmp_path / "start" / "tiny" / "dense" / "checkpoint.pt"
+    run(tiny_recipe, tmp_path / "start")
+    pruning = (f"initial_checkpoint={start}", "sparsity={schedule: {type: one_shot, sparsity: 0.9}}")
+    (plain,) = run(tiny_recipe, tmp_path / "plain", *pruning)
+    (averaged,) = run(tiny_recipe, tmp_path / "averaged", *pruning, "training.ema={}")
+    (unpruned,) = read_records(tmp_path / "start" / "tiny")[0]
+    assert averaged.ap_after_pruning == plain.ap_after_pruning != unpruned.metrics["ap"]
+
+
+def test_levels_and_rates_of_united_perception(tiny_recipe, tmp_path):
+    run(
+        tiny_recipe,
+        tmp_path / "run",
+        "sparsity={schedule: {type: level_wise, levels: [0.5, 0.8], up_compat: true}}",
+        "training.lr_schedule={type: multi_step, warmup: 0.0, milestones: [0.5]}",
+    )
+    lines = [json.loads(line) for line in (tmp_path / "run" / "tiny" / "metrics.jsonl").read_text().splitlines()]
+    # levels of two steps in name: the first goes on for a third, the second begins at its position 1
+    assert [line["lr"] for line in lines] == pytest.approx([1e-3, 1e-4, 1e-4, 1e-4])
+    assert [record.steps for record in read_records(tmp_path / "run" / "tiny")[0]] == [3, 1]
+
+
+def test_a_run_says_how_its_learning_rate_comes_about(tiny_recipe, tmp_path):
+    stream = StringIO()
+    console = Console(rich=RichConsole(file=stream, width=80, color_system=None, soft_wrap=True))
+    settings = (
+        "training.lr_batch_size=1",
+        "training.optimizer.lr=0.000625",
+        "training.lr_schedule={type: cosine, warmup_steps: 5}",
+    )
+    run(tiny_recipe, tmp_path / "run", *settings, console=console)
+    assert "tiny: learning rate 0.00125 = 0.000625 x 2 images" in stream.getvalue()
+    assert "warning: the warm-up (5 steps) is longer than a level (4 steps)" in stream.getvalue()
 
 
 def test_the_report_of_a_run(suite_run):
@@ -289,3 +355,21 @@ def test_both_evaluators_give_the_same_numbers_on_detections_of_a_trained_model(
         level / "checkpoint.pt", ("evaluation.evaluator=pycocotools",), detections=level / "detections.json"
     )
     assert metrics == pytest.approx(record.metrics, abs=1e-12)
+
+
+@pytest.mark.parametrize("method", ["best", "greedy"])
+def test_two_four_in_both_directions_is_verified(method, tiny_recipe, tmp_path):
+    block = f"sparsity={{scheduler: {{type: AmpereScheduler, kwargs: {{mask_calculator: m4n2_2d_{method}}}}}}}"
+    run(tiny_recipe, tmp_path / "run", block, "training.steps=2")
+    path = tmp_path / "run" / "tiny" / "sparsity-0.5" / "checkpoint.pt"
+    assert verify_checkpoint(path).faults == ()
+    content = load_checkpoint(path)
+    name = next(iter(content["sparsifier"]["masks"]))
+    for columns in (range(0, 4), range(4, 8)):  # four weights in a row of a block: too many along both directions
+        damaged = {**content, "model": {**content["model"], name: content["model"][name].clone()}}
+        damaged["model"][name][0, list(columns)] = 1.0
+        torch.save(damaged, tmp_path / "damaged.pt")
+        assert any(
+            name in fault and "of every 4 weights" in fault
+            for fault in verify_checkpoint(tmp_path / "damaged.pt").faults
+        )

@@ -13,6 +13,7 @@ from sparsedet.sparsity import (
     Energy,
     Lamp,
     LevelWise,
+    Limit,
     Magnitude,
     OneShot,
     SparsityConfig,
@@ -34,7 +35,8 @@ def test_defaults():
     assert config.criterion == Magnitude()
     assert config.pattern == Unstructured()
     assert config.allocation == Lamp()
-    assert (config.scope, config.input_shape) == ("all", None)
+    assert (config.scope, config.budget, config.compensate, config.limits) == ("all", "weights", True, {})
+    assert config.input_shape is None
     assert SparsityConfig(schedule=OneShot(), pattern=NM()).allocation is None
 
 
@@ -44,6 +46,8 @@ targets: {exclude: [backbone.conv1, "head.*_pred"]}
 allocation: {type: energy, tuning: 1.5}
 schedule: {type: level_wise, levels: [0.3, 0.9], shares: [1, 2]}
 scope: chosen
+budget: macs
+limits: {"head.*": {max: 0.8}, "preset:stem": {fixed: 0}}
 input_shape: [1, 3, 64, 64]
 """)
     assert config == SparsityConfig(
@@ -51,6 +55,8 @@ input_shape: [1, 3, 64, 64]
         allocation=Energy(tuning=1.5),
         schedule=LevelWise(levels=(0.3, 0.9), shares=(1, 2)),
         scope="chosen",
+        budget="macs",
+        limits={"head.*": Limit(max=0.8), "preset:stem": Limit(fixed=0)},
         input_shape=(1, 3, 64, 64),
     )
 
@@ -59,6 +65,9 @@ input_shape: [1, 3, 64, 64]
     "config",
     [
         SparsityConfig(schedule=LevelWise(levels=(0.3, 0.9), shares=(1, 2)), allocation=Energy()),
+        SparsityConfig(
+            schedule=HALF, compensate=False, budget="macs", limits={"a": Limit(min=0.1), "b": Limit(fixed=1)}
+        ),
         SparsityConfig(schedule=OneShot(), pattern=NM(n=1)),
         SparsityConfig(schedule=LevelWise(levels=(0.5,)), pattern=NM()),
     ],
@@ -72,8 +81,8 @@ def test_the_resolved_block_reads_back_equal(config):
     [
         (
             "schedule: {type: one_shot}",
-            "recipe.yaml: top level: schedule.sparsity: expected a number in [0, 1) with the unstructured "
-            "pattern, got null. Write for example sparsity: 0.8.",
+            "recipe.yaml: top level: schedule.sparsity: expected a number in [0, 1) with the pattern "
+            "unstructured, got null. Write for example sparsity: 0.8.",
         ),
         (
             "schedule: {type: one_shot, sparsity: 0.6}\npattern: {type: n_m}",
@@ -87,13 +96,31 @@ def test_the_resolved_block_reads_back_equal(config):
             "got 'lamp'. Remove the key.",
         ),
         (
+            "schedule: {type: one_shot}\npattern: {type: n_m}\nbudget: macs",
+            "budget: expected 'weights' with the pattern 2:4, which gives every tensor the same share, got 'macs'.",
+        ),
+        (
+            "schedule: {type: one_shot}\npattern: {type: n_m}\ncompensate: false",
+            "compensate: expected True with the pattern 2:4, which gives every tensor the same share, got False.",
+        ),
+        (
+            "schedule: {type: one_shot}\npattern: {type: n_m}\nlimits: {fc: {max: 0.5}}",
+            "limits: expected {} with the pattern 2:4, which gives every tensor the same share, got",
+        ),
+        (
+            f"{HALF_YAML}\nscope: chosen\ncompensate: false",
+            "compensate: expected true with scope 'chosen', where nothing is made up for, got false. Remove one",
+        ),
+        (f"{HALF_YAML}\nallocation: {{type: sensitivity}}", "allocation.curves: expected a value, got nothing"),
+        (f"{HALF_YAML}\nbudget: flops", "budget: expected 'weights' or 'macs', got 'flops'"),
+        (
             f"{HALF_YAML}\nallocation: null",
-            "allocation: expected a rule with the unstructured pattern, got null. Write type: lamp.",
+            "allocation: expected a rule with the pattern unstructured, got null. Write type: lamp.",
         ),
         (
             f"{HALF_YAML}\nallocation: {{type: lmap}}",
-            "allocation.type: expected one of ['energy', 'erk', 'global', 'lamp', 'uniform'], got 'lmap'. "
-            "Did you mean 'lamp'?",
+            "allocation.type: expected one of ['energy', 'erk', 'global', 'lamp', 'sensitivity', 'uniform'], "
+            "got 'lmap'. Did you mean 'lamp'?",
         ),
         (
             "schedule: {type: level_wise, levels: [0.5, 0.3]}",
@@ -109,7 +136,7 @@ def test_the_resolved_block_reads_back_equal(config):
         ),
         (
             f"{HALF_YAML}\ntargets: {{include: ['re:(']}}",
-            "targets.include: expected a regular expression after 're:', got 're:('",
+            "targets.include[0]: expected a regular expression after 're:', got 're:('",
         ),
         (
             f"{HALF_YAML}\ncriterion: {{type: random}}",

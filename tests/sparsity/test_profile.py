@@ -5,6 +5,7 @@ import re
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import parametrizations
 from torch.utils.flop_counter import FlopCounterMode
 
 from sparsedet.common.errors import ConfigError
@@ -37,6 +38,102 @@ def test_macs_are_half_of_torch_s_flops(detector):
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         detector(images)
     assert sum(profile_model(detector, (images,)).num_macs.values()) * 2 * 2 == counter.get_total_flops()
+
+
+class Call(nn.Module):
+    """An attention module called with fixed inputs, given by position or by keyword."""
+
+    def __init__(self, attention, by_keyword=False):
+        super().__init__()
+        self.attention = attention
+        self.by_keyword = by_keyword
+
+    def forward(self, query, key, value):
+        if self.by_keyword:
+            return self.attention(query=query, key=key, value=value)
+        return self.attention(query, key, value)
+
+
+@pytest.mark.parametrize("by_keyword", [False, True])
+def test_macs_of_attention_projections_by_hand(by_keyword):
+    query, key, value = torch.zeros(2, 7, 8), torch.zeros(2, 5, 6), torch.zeros(2, 5, 4)
+    model = Call(nn.MultiheadAttention(8, 2, kdim=6, vdim=4, batch_first=True), by_keyword)
+    assert profile_model(model, (query, key, value)).num_macs == {
+        "attention.q_proj_weight": 7 * 8 * 8,
+        "attention.k_proj_weight": 5 * 6 * 8,
+        "attention.v_proj_weight": 5 * 4 * 8,
+        "attention.out_proj.weight": 7 * 8 * 8,
+    }
+    model = Call(nn.MultiheadAttention(8, 2), by_keyword)  # batch in dimension 1
+    query, key = torch.zeros(7, 2, 8), torch.zeros(5, 2, 8)
+    assert profile_model(model, (query, key, key)).num_macs == {
+        "attention.in_proj_weight": (7 + 5 + 5) * 8 * 8,
+        "attention.out_proj.weight": 7 * 8 * 8,
+    }
+
+
+@pytest.mark.parametrize("batch_first", [False, True])
+def test_macs_of_a_transformer_are_half_of_torch_s_flops(batch_first):
+    layer = nn.TransformerEncoderLayer(16, 4, 32, batch_first=batch_first)
+    model = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False).eval()
+    tokens = torch.zeros(2, 5, 16)
+    with FlopCounterMode(display=False) as counter:
+        model(tokens)
+    flops = counter.get_flop_counts()["Global"]
+    of_weights = sum(value for key, value in flops.items() if key in (torch.ops.aten.mm, torch.ops.aten.addmm))
+    batch_size = 2 if batch_first else 5
+    assert sum(profile_model(model, (tokens,)).num_macs.values()) * 2 * batch_size == of_weights
+
+
+class Functional(nn.Module):
+    """Uses the weights of its layers without calling them, one of them besides calling it."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+        self.up = nn.ConvTranspose2d(4, 2, 2, stride=2)
+        self.fc = nn.Linear(2, 5)
+        self.both = nn.Linear(5, 5)
+
+    def forward(self, images):
+        features = nn.functional.conv2d(images, self.conv.weight)
+        features = nn.functional.conv_transpose2d(features, self.up.weight, stride=2)
+        pooled = nn.functional.linear(features.mean((2, 3)), weight=self.fc.weight)
+        return nn.functional.linear(self.both(pooled), self.both.weight)
+
+
+def test_weights_used_without_their_layer_are_counted():
+    profile = profile_model(Functional(), (torch.zeros(2, 3, 10, 10),))
+    assert profile.num_macs == {
+        "conv.weight": 8 * 8 * 4 * 3 * 9,
+        "up.weight": 8 * 8 * 4 * 2 * 4,
+        "fc.weight": 2 * 5,
+        "both.weight": 2 * 5 * 5,
+    }
+    assert profile.input_sizes == {"conv.weight": 10, "up.weight": 8}
+
+
+class Standardized(nn.Conv2d):
+    def forward(self, images):
+        weight = self.weight - self.weight.mean((1, 2, 3), keepdim=True)
+        return nn.functional.conv2d(images, weight, self.bias)
+
+
+def test_layers_that_compute_their_weight_are_counted():
+    model = nn.Sequential(Standardized(3, 4, 3), parametrizations.weight_norm(nn.Conv2d(4, 2, 1)))
+    profile = profile_model(model, (torch.zeros(2, 3, 10, 10),))
+    assert profile.num_macs == {"0.weight": 8 * 8 * 4 * 3 * 9, "1.weight": 8 * 8 * 2 * 4}
+
+
+@pytest.mark.parametrize("inner", [False, True])
+def test_compiled_models_are_counted(inner):
+    part = torch.compile(nn.Sequential(nn.Conv2d(3, 4, 1)), backend="eager")
+    model = nn.Sequential(part, nn.Conv2d(4, 4, 1)) if inner else part
+    images = torch.zeros(1, 3, 5, 5)
+    with torch.no_grad():
+        model.eval()(images)  # compiled now, with the hooks of now: none
+    expected = {"0.0.weight": 25 * 12, "1.weight": 25 * 16} if inner else {"0.weight": 25 * 12}
+    assert profile_model(model, (images,)).num_macs == expected
 
 
 def test_a_module_called_twice_counts_twice_and_has_its_finest_input(detector):

@@ -7,16 +7,12 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrizations
 
-from sparsedet.common.errors import ConfigError, TargetMatchError, UnsupportedShapeError
+from sparsedet.common.errors import TargetMatchError, UnsupportedShapeError
 from sparsedet.sparsity import NM, Targets, Unstructured
-from sparsedet.sparsity.targets import find_weights
+from sparsedet.sparsity.weights import find_weights
 
 ASP_RULE = "2:4 (asp) needs out_channels % 8 == 0 and in_channels/groups % 16 == 0, got"
 NO_MATCH = "expected a pattern that matches a conv or linear layer, got"
-NAMES = (
-    "backbone.conv1.weight", "backbone.depthwise.weight", "backbone.frozen.weight",
-    "down.weight", "tower.weight", "cls_pred.weight", "fc.weight",
-)  # fmt: skip
 
 
 def chosen(model, pattern=None, **fields):
@@ -46,14 +42,43 @@ def test_grammar(detector, include, exclude, expected):
     assert names == expected.split()
 
 
-def test_a_preset_may_match_nothing_but_must_be_known():
+def test_depthwise_may_match_nothing_but_a_preset_must_be_known():
     net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Conv2d(4, 4, 3, groups=2))
     assert chosen(net, exclude=("preset:depthwise",)) == ["0.weight", "1.weight"]
     message = (
-        r"expected one of \['depthwise'\] after 'preset:', got 'depthwize'\. Did you mean 'depthwise'\? Correct it."
+        r"expected one of \['depthwise', 'prediction', 'stem'\] after 'preset:', got 'depthwize'\. "
+        r"Did you mean 'depthwise'\? Correct it."
     )
     with pytest.raises(ValueError, match=message):
         Targets(exclude=("preset:depthwize",))
+
+
+def test_stem_is_the_first_convolution(detector):
+    assert chosen(detector, include=("preset:stem",)) == ["backbone.conv1.weight"]
+    mixed = nn.ModuleDict({"fc": nn.Linear(2, 2), "b": nn.Conv2d(4, 8, 1), "c": nn.Conv2d(8, 4, 1)})
+    mixed["a"] = nn.Conv2d(4, 4, 1, groups=4)
+    assert chosen(mixed, include=("preset:stem",)) == ["b.weight"]  # no other reads fewer than four
+
+
+def test_stem_is_refused_where_it_cannot_be_told():
+    net = nn.ModuleDict({"head": nn.Conv2d(64, 4, 1), "backbone": nn.Conv2d(3, 64, 3), "neck": nn.Conv2d(9, 9, 1)})
+    message = (
+        "sparsity.targets.exclude[1]: expected the first convolution to read the fewest channels, got 'head.weight' "
+        "which reads 64 and 'backbone.weight' which reads 3. Name the stem."
+    )
+    with pytest.raises(TargetMatchError, match=re.escape(message)):
+        chosen(net, exclude=("neck", "preset:stem"))
+    with pytest.raises(TargetMatchError, match=r"include\[0\]: expected a model with a convolution, got none"):
+        chosen(nn.Linear(2, 2), include=("preset:stem",))
+
+
+def test_prediction_layers_are_those_that_were_found(detector):
+    weights, targets = find_weights(detector), Targets(exclude=("preset:prediction",))
+    rows = targets.select(weights, Unstructured(), {"cls_pred.weight", "fc.weight"})
+    assert [row.name for row in rows if row.reason == "exclude 'preset:prediction'"] == ["cls_pred.weight", "fc.weight"]
+    message = "sparsity.targets.exclude[0]: expected example inputs, which 'preset:prediction' needs, got none"
+    with pytest.raises(TargetMatchError, match=re.escape(message)):
+        targets.select(weights, Unstructured())
 
 
 def test_table_gives_a_reason_for_every_weight(detector):
@@ -149,61 +174,65 @@ def test_broken_regular_expression_is_refused():
         Targets(include=("re:(",))
 
 
-class MyLinear(nn.Linear):
-    """A layer of someone else's code."""
-
-
-@pytest.mark.parametrize(
-    "layer",
-    [
-        nn.Conv1d(2, 2, 1), nn.Conv2d(2, 2, 1), nn.Conv3d(2, 2, 1), nn.ConvTranspose1d(2, 2, 1),
-        nn.ConvTranspose2d(2, 2, 1), nn.ConvTranspose3d(2, 2, 1), nn.Linear(2, 2), MyLinear(2, 2),
-    ],
-)  # fmt: skip
-def test_every_kind_of_conv_and_linear_layer_is_a_candidate(layer):
-    assert chosen(nn.Sequential(nn.BatchNorm1d(2), nn.Embedding(3, 2), layer)) == ["2.weight"]
-
-
-def test_shared_weights_are_one_candidate_under_their_first_name():
+def test_shared_weights_are_left_out_under_any_of_their_names():
     first, second = nn.Linear(4, 4), nn.Linear(4, 4)
     second.weight = first.weight
     model = nn.ModuleDict({"a": first, "b": second, "c": first, "d": nn.Linear(4, 4)})
-    weights = find_weights(model)
-    assert [weight.names for weight in weights] == [("a.weight", "b.weight", "c.weight"), ("d.weight",)]
-    assert weights[0].modules == (first, second)
-    assert chosen(model, exclude=("b",)) == ["d.weight"]  # left out under any of its names
+    assert chosen(model) == ["a.weight", "d.weight"]
+    for name in "abc":
+        assert chosen(model, exclude=(name,)) == ["d.weight"]
+        assert chosen(model, include=(name,)) == ["a.weight"]
 
 
-def test_names_are_those_of_the_plain_model_in_wrappers(detector):
-    compiled_part = TinyPart(detector)
-    wrapped = (nn.DataParallel(detector), torch.compile(detector), torch.compile(nn.DataParallel(detector)))
-    for model in wrapped:
-        assert tuple(weight.name for weight in find_weights(model)) == NAMES
-    assert find_weights(compiled_part)[0].name == "inner.backbone.conv1.weight"
-    averaged = torch.optim.swa_utils.AveragedModel(detector)
-    assert tuple(weight.name for weight in find_weights(averaged)) == NAMES
+def tied():
+    model = nn.ModuleDict({"embedding": nn.Embedding(4, 4), "bad": nn.Linear(4, 4)})
+    model.bad.weight = model.embedding.weight
+    return model
 
 
-class TinyPart(nn.Module):
-    def __init__(self, model):
-        super().__init__()
-        self.inner = torch.compile(model)
+def with_weight(weight):
+    layer = nn.Linear(4, 4)
+    layer.weight = nn.Parameter(weight)
+    return nn.ModuleDict({"bad": layer})
 
 
-def test_a_submodule_called_module_keeps_its_name():
-    assert [weight.name for weight in find_weights(nn.ModuleDict({"module": nn.Linear(2, 2)}))] == ["module.weight"]
-    assert [weight.name for weight in find_weights(nn.Linear(2, 2))] == ["weight"]
-
-
-def test_computed_weights_are_left_out_with_the_reason():
-    model = nn.Sequential(parametrizations.weight_norm(nn.Linear(4, 4)), nn.Linear(4, 4))
+@pytest.mark.parametrize(
+    ("model", "reason", "remedy"),
+    [
+        (
+            nn.ModuleDict({"bad": parametrizations.weight_norm(nn.Linear(4, 4))}),
+            "not a plain parameter (computed by a parametrization)",
+            "remove the parametrization",
+        ),
+        (tied(), "shared with embedding.weight", "give each module a weight of its own"),
+        (
+            with_weight(torch.zeros(4, 4, dtype=torch.complex64)),
+            "complex (torch.complex64)",
+            "hold real and imaginary parts in two layers",
+        ),
+        (with_weight(torch.zeros(0, 4)), "empty", "give the layer channels"),
+        (with_weight(torch.zeros(4, 4, device="meta")), "without values (meta device)", "move the model to a device"),
+    ],
+)
+def test_weights_that_cannot_be_pruned_are_left_out_with_the_reason(model, reason, remedy):
+    model = nn.ModuleDict({**model, "good": nn.Linear(4, 4)})
     rows = Targets().select(find_weights(model), Unstructured())
-    assert [(row.name, row.chosen) for row in rows] == [("0.weight", False), ("1.weight", True)]
-    assert rows[0].reason == "not a plain parameter (computed by a parametrization)"
-    with pytest.raises(UnsupportedShapeError, match="Remove it from include, or remove the parametrization"):
-        Targets(include=("0",)).select(find_weights(model), Unstructured())
+    assert [(row.name, row.chosen, row.reason) for row in rows] == [
+        ("bad.weight", False, reason),
+        ("good.weight", True, "include '*'"),
+    ]
+    with pytest.raises(UnsupportedShapeError, match=re.escape(f": {reason}. Remove it from include, or {remedy}.")):
+        Targets(include=("bad",)).select(find_weights(model), Unstructured())
 
 
-def test_lazy_layers_are_refused():
-    with pytest.raises(ConfigError, match=r"model: expected weights with a shape, got the lazy layer '0.weight'"):
-        find_weights(nn.Sequential(nn.LazyLinear(4)))
+def test_projections_of_attention_are_named_by_layer_weight_and_type():
+    model = nn.ModuleDict({"attention": nn.MultiheadAttention(16, 2), "fc": nn.Linear(16, 16)})
+    projections = ["attention.in_proj_weight", "attention.out_proj.weight"]
+    assert chosen(model, include=("attention*",)) == projections
+    assert chosen(model, include=("attention",)) == ["attention.in_proj_weight"]
+    assert chosen(model, include=("type:MultiheadAttention", "attention.out_proj")) == projections
+    assert chosen(model, exclude=("type:Linear",)) == ["attention.in_proj_weight"]
+    rows = Targets().select(find_weights(model), NM())
+    assert (rows[0].module_type, rows[0].shape, rows[0].chosen) == ("MultiheadAttention", (48, 16), True)
+    model["small"] = nn.MultiheadAttention(6, 2)
+    assert Targets().select(find_weights(model), NM())[3].reason == "2:4 needs in_channels/groups % 4 == 0, got 6"

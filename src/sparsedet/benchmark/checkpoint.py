@@ -8,7 +8,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from sparsedet.benchmark.recipe import Recipe
-from sparsedet.common.checkpoint import load_checkpoint
+from sparsedet.benchmark.upstream.checkpoint import upstream_state
+from sparsedet.benchmark.weights import load_state
+from sparsedet.common.checkpoint import check_format, is_sparsedet, load_checkpoint, read_file
 from sparsedet.common.config import validate
 from sparsedet.common.document import Document, apply_overrides
 from sparsedet.common.errors import CheckpointError
@@ -28,6 +30,7 @@ class SavedDetector:
         categories: category of each label.
         model: the detector with its weights, on the CPU, in eval mode.
         level: 0-based index of its level.
+        step: number of optimizer steps done.
         masks: mask of each pruned parameter, True = keep; empty for a dense detector.
         metrics: COCO metrics measured when it was saved.
     """
@@ -37,6 +40,7 @@ class SavedDetector:
     categories: tuple[Category, ...]
     model: Detector
     level: int
+    step: int
     masks: dict[str, Tensor]
     metrics: dict[str, float]
 
@@ -53,13 +57,17 @@ def open_checkpoint(path: Path, overrides: tuple[str, ...] = ()) -> SavedDetecto
     recipe = validate(Recipe, apply_overrides(document, overrides))
     categories = _categories(content)
     model = recipe.detector.build(len(categories), pretrained=False)
-    load_weights(model, content["model"], path)
+    load_state(model, content["model"], path)
     masks = content["sparsifier"]["masks"] if content["sparsifier"] else {}
-    return SavedDetector(path, recipe, categories, model.eval(), content["level"], masks, content["metrics"])
+    level, step, metrics = content["level"], content["step"], content["metrics"]
+    return SavedDetector(path, recipe, categories, model.eval(), level, step, masks, metrics)
 
 
-def build_detector(recipe: Recipe, categories: tuple[Category, ...]) -> tuple[Detector, str]:
+def build_detector(recipe: Recipe, categories: tuple[Category, ...]) -> tuple[Detector, tuple[str, ...]]:
     """Build the detector of `recipe` with the weights it starts from; also say in words what these are.
+
+    Returns:
+        The detector; and lines that say where its weights come from, the first of them in short.
 
     Raises:
         CheckpointError: the checkpoint is of another model or knows other classes than the data.
@@ -68,35 +76,17 @@ def build_detector(recipe: Recipe, categories: tuple[Category, ...]) -> tuple[De
     if path is None:
         weights = recipe.detector.backbone.weights
         words = "from scratch" if weights == "none" else f"backbone weights {Path(weights).name}"
-        return recipe.detector.build(len(categories)), words
-    content = load_checkpoint(path)
-    _check_categories(_categories(content), categories, path)
+        return recipe.detector.build(len(categories)), (words,)
+    content = read_file(path)
     model = recipe.detector.build(len(categories), pretrained=False)
-    load_weights(model, content["model"], path)
-    return model, f"{content['experiment']}/{path.parent.name}"
-
-
-def load_weights(model: nn.Module, weights: dict[str, Tensor], path: Path) -> None:
-    """Load `weights` into `model`, all of them or none.
-
-    Raises:
-        CheckpointError: a name or a shape differs; the message names the first few.
-    """
-    own = model.state_dict()
-    faults = [f"'{key}' is missing" for key in own if key not in weights]
-    faults += [f"'{key}' is not part of it" for key in weights if key not in own]
-    faults += [
-        f"'{key}' has shape {tuple(weights[key].shape)} instead of {tuple(own[key].shape)}"
-        for key in own
-        if key in weights and weights[key].shape != own[key].shape
-    ]
-    if faults:
-        more = f" and {len(faults) - 3} more" if len(faults) > 3 else ""
-        raise CheckpointError(
-            f"{path}: expected the weights of this detector, got another model's: {'; '.join(faults[:3])}{more}. "
-            "Use the recipe the checkpoint was trained with, or another checkpoint."
-        )
-    model.load_state_dict(weights)
+    if is_sparsedet(content):
+        check_format(content, path)
+        _check_categories(_categories(content), categories, path)
+        words, state = f"{content['experiment']}/{path.parent.name}", content["model"]
+    else:
+        words, state = path.name, upstream_state(content, model, path)
+    report = load_state(model, state, path, recipe.max_missing)
+    return model, (words, *report.lines())
 
 
 def num_checkpoint_bytes(model: nn.Module) -> int:
@@ -110,6 +100,8 @@ def _categories(content: dict[str, Any]) -> tuple[Category, ...]:
 
 
 def _check_categories(there: tuple[Category, ...], here: tuple[Category, ...], path: Path) -> None:
+    if len(there) != len(here):
+        return  # the class predictor has another shape, which `load_state` refuses or leaves out
     if [category.name for category in there] != [category.name for category in here]:
         raise CheckpointError(
             f"{path}: expected a detector of the {len(here)} classes {[c.name for c in here]}, got one of the "

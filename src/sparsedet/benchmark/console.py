@@ -35,9 +35,13 @@ class Console:
         self._rich.print(f"warning: {text}", markup=False)
 
     def notes(self, name: str, notes: tuple[Note, ...]) -> None:
-        """Print what became of the keys of another project's file, once each."""
+        """Print which keys of another project's file have no effect, and how many are mapped."""
+        mapped = sum(note.outcome == "mapped" for note in notes)
+        if notes:
+            self.say(f"{name}: {mapped} keys mapped, see sparsedet config translate")
         for note in notes:
-            self.say(f"{name}: {note.key}: {note.outcome}: {note.text}")
+            if note.outcome != "mapped":
+                self.say(f"{name}: {note.key}: {note.outcome}: {note.text}")
 
     def records_header(self) -> None:
         """Print the head of the table that `record` adds rows to."""

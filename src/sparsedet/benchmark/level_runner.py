@@ -11,6 +11,7 @@ import torch
 from sparsedet.benchmark import analysis
 from sparsedet.benchmark.checkpoint import CHECKPOINT_FILE, build_detector, num_checkpoint_bytes
 from sparsedet.benchmark.job import Job
+from sparsedet.benchmark.levels import split_levels
 from sparsedet.benchmark.sparsity_callback import SparsityCallback
 from sparsedet.common.checkpoint import load_checkpoint, save_checkpoint
 from sparsedet.common.config import dump
@@ -48,21 +49,25 @@ class LevelRunner:
         self.console = job.console
         self.splits = splits
         self.names = job.level_names
-        self.model, self.initial_weights = build_detector(self.recipe, splits.train.coco.categories)
+        self.model, origin = build_detector(self.recipe, splits.train.coco.categories)
+        self.initial_weights = origin[0]
+        for line in origin:
+            self.console.say(f"{job.name}: initial weights: {line}")
         if self.recipe.sparsity is not None and self.recipe.initial_checkpoint is None:
             self.console.warn(
                 "pruning starts without a trained detector; set initial_checkpoint to start from a dense one"
             )
-        total_steps = self.recipe.training.total_steps(len(splits.train))
-        self._check_steps(total_steps)
+        num_images = len(splits.train)
+        self._check_steps(self.recipe.training.total_steps(num_images))
         self.ap_after_pruning: float | None = None
         self.allocated_sparsity: float | None = None
         self.sparsifier = self._sparsifier()
         callback = None
         if self.sparsifier is not None and not self.recipe.dense_control:
             callback = SparsityCallback(self.sparsifier, self._on_pruned)
-        self.trainer = Trainer(self.model, self.recipe.training, total_steps, self.device, callback)
-        self.levels = self._levels(total_steps)
+        self.trainer = Trainer(self.model, self.recipe.training, num_images, self.device, self.recipe.seed, callback)
+        self.levels = self._levels()
+        self._say_learning_rate()
         if callback is not None:
             callback.sparsifier.attach(self.trainer.optimizer)
         self.callback = callback
@@ -93,11 +98,24 @@ class LevelRunner:
     def _inputs(self) -> tuple[torch.Tensor]:
         return analysis.example_inputs(self.recipe, self.splits, self.model.stride, self.device)
 
-    def _levels(self, total_steps: int) -> tuple[Level, ...]:
-        if self.sparsifier is None or total_steps == 0:
-            return (Level(0, total_steps),) * len(self.names)
-        firsts = self.sparsifier.boundaries(total_steps)
-        return tuple(Level(first, last) for first, last in zip(firsts, (*firsts[1:], total_steps), strict=True))
+    def _levels(self) -> tuple[Level, ...]:
+        if self.trainer.total_steps == 0:
+            return (Level(0, 0),) * len(self.names)
+        return split_levels(self.recipe.sparsity, self.trainer.total_steps)
+
+    def _say_learning_rate(self) -> None:
+        training, shortest = self.recipe.training, min(level.num_steps for level in self.levels)
+        if training.lr_batch_size is not None:
+            self.console.say(
+                f"{self.job.name}: learning rate {training.optimizer.lr * training.lr_scale:g} = "
+                f"{training.optimizer.lr / training.lr_batch_size:g} x {training.batch_size} images"
+            )
+        num_warmup = training.lr_schedule.num_warmup_steps(shortest, self.trainer.steps_per_epoch)
+        if num_warmup > shortest > 0:
+            self.console.warn(
+                f"the warm-up ({num_warmup} steps) is longer than a level ({shortest} steps), which therefore ends "
+                "before the learning rate has reached its peak"
+            )
 
     # --- running -------------------------------------------------------------------------------------------
 
@@ -111,7 +129,7 @@ class LevelRunner:
 
     def _restore(self, path: Path) -> None:
         content = load_checkpoint(path)
-        self.model.load_state_dict(content["model"])
+        self.trainer.evaluated_model.load_state_dict(content["model"])
         self.trainer.load_state_dict(content["trainer"])
         if self.callback is not None:
             self.callback.sparsifier.load_state_dict(content["sparsifier"])
@@ -123,7 +141,7 @@ class LevelRunner:
         self.ap_after_pruning = None
         loss = self._train(index, level)
         if self.callback is not None:
-            self.callback.before_evaluate()
+            self.callback.before_evaluate(self.trainer.evaluated_model)
         results, metrics = self._evaluate()
         measurement = self._measure()
         folder = self.folder / self.names[index]
@@ -144,10 +162,10 @@ class LevelRunner:
         config = self.recipe.training
         batches = train_loader(
             self.splits.train,
-            config.batch_size,
-            level.first_step,
-            level.last_step,
+            config.images_per_pass,
+            range(level.first_step, level.last_step),
             self.model.stride,
+            config.passes_per_step,
             config.num_workers,
         )
         with (
@@ -179,6 +197,7 @@ class LevelRunner:
 
     def _on_pruned(self) -> None:
         assert self.callback is not None
+        self.callback.before_evaluate(self.trainer.evaluated_model)
         self.allocated_sparsity = self.callback.allocated_sparsity
         if self.recipe.evaluation.after_pruning:
             self.ap_after_pruning = self._evaluate()[1]["ap"]
@@ -189,15 +208,17 @@ class LevelRunner:
             self.splits.val, evaluation.batch_size, self.model.stride, self.recipe.training.num_workers
         )
         coco = self.splits.val.coco
-        results = detect(self.model, batches, coco.category_ids, self.device, self.recipe.training.precision)
+        model = self.trainer.evaluated_model
+        results = detect(model, batches, coco.category_ids, self.device, self.recipe.training.precision)
         return results, evaluate(coco.ground_truth(), results, evaluation.evaluator)
 
     # --- results -------------------------------------------------------------------------------------------
 
     def _measure(self) -> Measurement:
+        model = self.trainer.evaluated_model
         if self.callback is not None:
-            return self.callback.sparsifier.measure()
-        return measure(self.model, profile=profile_model(self.model, self._inputs(), self.model.run_all))
+            return self.callback.sparsifier.measure(model)
+        return measure(model, profile=profile_model(model, self._inputs(), model.run_all))
 
     def _save(self, path: Path, index: int, metrics: dict[str, float]) -> None:
         content = {
@@ -207,7 +228,7 @@ class LevelRunner:
             "level": index,
             "step": self.levels[index].last_step,
             "metrics": metrics,
-            "model": self.model.state_dict(),
+            "model": self.trainer.evaluated_model.state_dict(),
             "sparsifier": self.callback.sparsifier.state_dict() if self.callback is not None else None,
             "trainer": self.trainer.state_dict(),
         }

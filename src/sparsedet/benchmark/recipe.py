@@ -1,5 +1,6 @@
 """A recipe: one YAML file that says everything about one experiment."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -7,9 +8,10 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from sparsedet.benchmark.upstream import sparsity_block
+from sparsedet.benchmark.upstream.file import Translator, read_config
 from sparsedet.benchmark.upstream.note import Note
 from sparsedet.common.config import ConfigModel, dump, validate
-from sparsedet.common.document import Document, apply_overrides, merge, read_yaml
+from sparsedet.common.document import Document, apply_overrides, merge
 from sparsedet.common.errors import ConfigError, did_you_mean
 from sparsedet.common.files import hash_json
 from sparsedet.detection.data.config import DataConfig
@@ -130,19 +132,20 @@ class LoadedRecipe:
 
 
 def load_recipe(path: Path, overrides: tuple[str, ...] = ()) -> LoadedRecipe:
-    """Read a recipe file, lay it on its ``base:`` files, apply ``--set`` overrides, translate, validate.
+    """Read a recipe file and do what `finish_recipe` does.
 
     Raises:
         ConfigError: with file, line, key path, what was expected and what was found.
     """
-    document = read_yaml(path)
+    document = read_config(path)
     if "experiments" in document.data:
         raise ConfigError(f"{path}: expected a recipe, got a suite of several. Give the recipe of one experiment.")
-    return finish_recipe(apply_overrides(with_base(document), overrides))
+    return finish_recipe(document, overrides)
 
 
-def with_base(document: Document, seen: tuple[Path, ...] = ()) -> Document:
+def _with_base(document: Document, translator: Translator, seen: tuple[Path, ...] = ()) -> Document:
     """Lay `document` on the file (or the files, one on another) that its ``base:`` names, and these on their own."""
+    document = translator.translate(document)
     if "base" not in document.data:
         return document
     bases = document.data.pop("base")
@@ -155,13 +158,22 @@ def with_base(document: Document, seen: tuple[Path, ...] = ()) -> Document:
         path = (folder / name).resolve()
         if path in seen:
             raise ConfigError(f"{place}: base: expected another file, got a circle through {path}. Break it.")
-        document = merge(with_base(read_yaml(path), (*seen, path)), document)
+        document = merge(_with_base(read_config(path), translator, (*seen, path)), document)
     return document
 
 
-def finish_recipe(document: Document) -> LoadedRecipe:
-    """Translate, resolve paths in, and validate a merged recipe document."""
-    notes = sparsity_block.translate_document(document)
+def finish_recipe(document: Document, overrides: Sequence[str] = ()) -> LoadedRecipe:
+    """Lay a recipe document on its ``base:`` files, apply ``--set`` overrides, translate, resolve paths, validate.
+
+    Files of United-Perception are translated before anything is laid over them; overrides of keys that only they
+    have change them before that.
+
+    Raises:
+        ConfigError: with file, line, key path, what was expected and what was found.
+    """
+    translator = Translator(overrides)
+    document = apply_overrides(_with_base(document, translator), translator.native_overrides)
+    notes = (*translator.notes, *sparsity_block.translate_document(document))
     for key in PATH_KEYS:
         if not key.endswith(".weights") or _is_path(document, key):
             document.resolve_path(key)

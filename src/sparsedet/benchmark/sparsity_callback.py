@@ -2,6 +2,8 @@
 
 from collections.abc import Callable
 
+from torch import nn
+
 from sparsedet.sparsity import Sparsifier
 
 
@@ -22,9 +24,9 @@ class SparsityCallback:
         if self.sparsifier.before_step(step, total_steps):
             self.on_pruned()
 
-    def before_evaluate(self) -> None:
-        """Put exact zeros where the masks say so."""
-        self.sparsifier.apply_()
+    def before_evaluate(self, model: nn.Module) -> None:
+        """Put exact zeros where the masks say so into `model`: the pruned one, or the average of its weights."""
+        self.sparsifier.apply_(model)
 
     @property
     def allocated_sparsity(self) -> float:

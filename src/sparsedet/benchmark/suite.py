@@ -10,9 +10,10 @@ from pydantic import Field, model_validator
 from sparsedet.benchmark.console import Console
 from sparsedet.benchmark.experiment import check_recipe, last_checkpoint, run_experiment
 from sparsedet.benchmark.job import Job
-from sparsedet.benchmark.recipe import LoadedRecipe, finish_recipe, with_base
+from sparsedet.benchmark.recipe import LoadedRecipe, finish_recipe
+from sparsedet.benchmark.upstream.file import read_config
 from sparsedet.common.config import ConfigModel, dump, validate
-from sparsedet.common.document import Document, KeyPath, apply_overrides, read_yaml
+from sparsedet.common.document import Document, KeyPath
 from sparsedet.common.errors import ConfigError, did_you_mean
 from sparsedet.common.files import write_json
 from sparsedet.common.runtime import choose_device, writable_folder
@@ -85,19 +86,16 @@ def load_suite(path: Path, overrides: tuple[str, ...] = ()) -> Suite:
     Raises:
         ConfigError: anything in the suite or in one of its recipes is wrong.
     """
-    document = read_yaml(path)
+    document = read_config(path)
     if "experiments" not in document.data:
-        recipe = finish_recipe(apply_overrides(with_base(document), overrides))
+        recipe = finish_recipe(document, overrides)
         name = re.sub(r"^[^A-Za-z0-9]+|[^A-Za-z0-9._-]+", "-", path.stem).strip("-") or "recipe"
         return Suite(SuiteConfig(title=path.stem, experiments=(SuiteEntry(name=name, recipe=path.name),)), (recipe,))
     documents = _take_recipes(document)
     config = validate(SuiteConfig, document)
     names = [entry.name for entry in config.experiments]
     shared, own = _split_overrides(overrides, names)
-    recipes = (
-        finish_recipe(apply_overrides(with_base(recipe), [*shared, *own[name]]))
-        for name, recipe in zip(names, documents, strict=True)
-    )
+    recipes = (finish_recipe(recipe, [*shared, *own[name]]) for name, recipe in zip(names, documents, strict=True))
     return Suite(config, tuple(recipes))
 
 
@@ -170,7 +168,7 @@ def _take_recipes(suite: Document) -> list[Document]:
         recipe = entry.get("recipe") if isinstance(entry, dict) else None
         path: KeyPath = ("experiments", index, "recipe")
         if isinstance(recipe, str):
-            documents.append(read_yaml((suite.folders[path] / recipe).resolve()))
+            documents.append(read_config((suite.folders[path] / recipe).resolve()))
         elif isinstance(recipe, dict):
             documents.append(suite.part(path))
             entry["recipe"] = suite.position(path)

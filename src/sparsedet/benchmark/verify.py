@@ -61,11 +61,10 @@ def verify_checkpoint(path: Path) -> Verification:
     target = None
     if saved.masks and sparsity is not None:
         target = saved.recipe.target_sparsities[saved.level]
-        faults += (
-            _pattern_faults(saved, parameters)
-            if sparsity.pattern.type == "n_m"
-            else _count_faults(saved, measurement, target)
-        )
+        if sparsity.pattern.type in ("n_m", "n_m_2d"):
+            faults += _pattern_faults(saved, parameters)
+        elif sparsity.pattern.type == "unstructured" and sparsity.budget == "weights" and sparsity.compensate:
+            faults += _count_faults(saved, measurement, target)
     layers = [
         {
             "name": layer.name,
@@ -104,9 +103,12 @@ def _count_faults(saved: SavedDetector, measurement: Measurement, target: float)
 
 def _pattern_faults(saved: SavedDetector, parameters: dict[str, Tensor]) -> list[str]:
     assert saved.recipe.sparsity is not None
-    assert saved.recipe.sparsity.pattern.type == "n_m"
-    n, m = saved.recipe.sparsity.pattern.n, saved.recipe.sparsity.pattern.m
+    pattern = saved.recipe.sparsity.pattern
+    n, m = (pattern.n, pattern.m) if pattern.type == "n_m" else (2, 4)
     violations = {name: check_n_m(parameters[name].detach(), n, m) for name in saved.masks}
+    if pattern.type == "n_m_2d":  # along output channels too
+        for name in saved.masks:
+            violations[name] += check_n_m(parameters[name].detach().transpose(0, 1), n, m)
     return [
         f"{name}: expected at most {n} of every {m} weights, got {count} groups with more"
         for name, count in violations.items()

@@ -22,7 +22,7 @@ def show(file: Config, set_: Overrides = None, as_json: Json = False) -> None:
 
 @app.command()
 def translate(file: Config, set_: Overrides = None, as_json: Json = False) -> None:
-    """Print the native form of a recipe with MSBench's sparsity block; what became of each key goes to stderr."""
+    """Print the native form of a file of United-Perception or MSBench; what became of each key goes to stderr."""
     suite = _load(file, set_)
     for entry, loaded in zip(suite.config.experiments, suite.recipes, strict=True):
         for note in loaded.notes:

@@ -31,7 +31,7 @@ def check(file: Config, set_: Overrides = None, as_json: Json = False) -> None:
         for split in (report.train, report.val):
             print(f"{split.name}: {split.annotations}")
             print(
-                f"  {split.num_images} images ({split.num_images_without_boxes} without boxes), "
+                f"  {split.num_images} images ({split.num_images_without_annotations} without annotations), "
                 f"{split.num_boxes} boxes, {split.num_crowds} crowds"
             )
             print("  " + ", ".join(f"{name} {count}" for name, count in split.boxes_per_category.items()))

@@ -8,7 +8,8 @@ from typing import Annotated
 
 import typer
 
-from sparsedet.cli.options import Config, Device, Json, Output, Overrides, Seed, overrides
+from sparsedet.cli.options import Config, Device, DryRun, Json, Output, Overrides, Seed, overrides
+from sparsedet.cli.printing import print_table
 
 
 class Format(StrEnum):
@@ -48,10 +49,11 @@ def train(
     device: Device = "auto",
     seed: Seed = None,
     set_: Overrides = None,
+    dry_run: DryRun = False,
     as_json: Json = False,
 ) -> None:
     """Train one recipe, level by level where it prunes; the same command goes on after an interruption."""
-    _run(recipe, overrides(set_, seed), output, device, as_json)
+    bench(recipe, output, device, seed, set_, dry_run, as_json)
 
 
 def bench(
@@ -60,10 +62,30 @@ def bench(
     device: Device = "auto",
     seed: Seed = None,
     set_: Overrides = None,
+    dry_run: DryRun = False,
     as_json: Json = False,
 ) -> None:
     """Run all experiments of a suite, then write its report; the same command goes on after an interruption."""
-    _run(suite, overrides(set_, seed), output, device, as_json)
+    if dry_run:
+        _plan(suite, overrides(set_, seed), as_json)
+    else:
+        _run(suite, overrides(set_, seed), output, device, as_json)
+
+
+def _plan(name: str, changes: tuple[str, ...], as_json: bool) -> None:
+    from sparsedet.benchmark.plan import plan
+    from sparsedet.benchmark.suite import load_suite
+    from sparsedet.common.shipped import find_config
+
+    suite = load_suite(find_config(name), changes)
+    rows = plan(suite)
+    if as_json:
+        print(json.dumps(rows))
+        return
+    print_table(rows)
+    for entry, loaded in zip(suite.config.experiments, suite.recipes, strict=True):
+        for key, reason in loaded.recipe.assumed.items():
+            print(f"{entry.name}: assumed: {key}: {reason}")
 
 
 def _run(name: str, changes: tuple[str, ...], output: Path | None, device: str, as_json: bool) -> None:

@@ -1,7 +1,9 @@
 """Checkpoint files: tensors and plain data, written atomically, read without executing anything from the file."""
 
+import pickle
+import zipfile
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -31,17 +33,71 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: the file is missing, truncated, of another program, or of a newer format.
     """
+    return check_format(read_file(path), path)
+
+
+class _Unread:
+    """Stands for a NumPy number, which programs write beside the weights: it does nothing with what it is given."""
+
+    def __init__(self, *arguments: Any) -> None:
+        pass
+
+    def __setstate__(self, state: Any) -> None:
+        pass
+
+
+# NumPy 1 and 2 name the function apart; none of NumPy's own runs.
+_UNREAD: list[Any] = [
+    (_Unread, name) for name in ("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar", "numpy.dtype")
+]
+
+
+def read_file(path: Path) -> Any:
+    """Read a file that torch.save wrote, of whatever program, onto the CPU; nothing in it is executed.
+
+    NumPy numbers in it are not read.
+
+    Raises:
+        CheckpointError: the file is missing or damaged, or holds more than tensors and plain data.
+    """
+    if not path.is_file():
+        kind = "a folder" if path.is_dir() else "nothing"
+        raise CheckpointError(f"{path}: expected a checkpoint file, got {kind}. Check the path.")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{path}: expected a checkpoint file, got nothing. Check the path.") from error
-    except Exception as error:  # torch.load raises many kinds for a damaged file
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                if broken := archive.testzip():  # torch does not compare the sums of what it reads
+                    raise zipfile.BadZipFile(f"the sum of '{broken}' is wrong")
+        with torch.serialization.safe_globals(_UNREAD):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # there are many kinds for a damaged file
+        is_code = "nsupported" in str(error) and "nsupported operand" not in str(
+            error
+        )  # the latter is no pickle at all
+        if isinstance(error, pickle.UnpicklingError) and is_code:
+            raise CheckpointError(
+                f"{path}: expected tensors and plain data, got a file that would run code when it is read. "
+                "Nothing was run. Save the model's state_dict() alone with torch.save."
+            ) from error
         reason = str(error).split("\n")[0]
         raise CheckpointError(
-            f"{path}: expected a whole sparsedet checkpoint, got an unreadable file ({reason}). "
-            "It may be truncated: use an earlier checkpoint."
+            f"{path}: expected a whole checkpoint, got an unreadable file ({reason}). "
+            "It may be truncated or damaged: use an earlier checkpoint."
         ) from error
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
+
+
+def is_sparsedet(content: Any) -> bool:
+    """Tell a checkpoint of sparsedet from another program's file."""
+    return isinstance(content, dict) and content.get("format") == FORMAT
+
+
+def check_format(content: Any, path: Path) -> dict[str, Any]:
+    """Return `content` if it is a checkpoint of sparsedet.
+
+    Raises:
+        CheckpointError: it is another program's, or of a newer format.
+    """
+    if not is_sparsedet(content):
         raise CheckpointError(
             f"{path}: expected a file written by sparsedet, got another program's. Give a checkpoint of a run folder."
         )
@@ -50,7 +106,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
             f"{path}: expected format version {FORMAT_VERSION} or older, got {content['format_version']}. "
             "Update sparsedet."
         )
-    return content
+    return cast(dict[str, Any], content)
 
 
 def _num_bytes(value: Any) -> int:

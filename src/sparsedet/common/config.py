@@ -126,6 +126,8 @@ def _locate(data: Any, location: Sequence[str | int], model: Any) -> tuple[KeyPa
     for position, key in enumerate(location):
         is_last = position == len(location) - 1
         is_tag = isinstance(data, dict) and key not in data and (key == data.get("type") or not is_last)
+        if not isinstance(data, dict | list):  # a scalar has no keys: this names a branch of a union
+            break
         if is_tag:
             current = _member(current, str(key))
             fields = set(getattr(current, "model_fields", fields))

@@ -1,6 +1,8 @@
-"""YAML 1.2 documents that remember where each value was written, so that an error can name file and line."""
+"""YAML documents that remember where each value was written, so that an error can name file and line."""
 
+import datetime
 import os
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,11 +10,15 @@ from typing import Any
 
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap, CommentedSeq, TaggedScalar
-from ruamel.yaml.error import MarkedYAMLError, YAMLError
+from ruamel.yaml.error import MarkedYAMLError, YAMLError, YAMLWarning
+from ruamel.yaml.scalarbool import ScalarBoolean
 
 from sparsedet.common.errors import ConfigError
 
 KeyPath = tuple[str | int, ...]
+Version = tuple[int, int]
+MAX_VALUES = 100_000
+PLAIN_TAGS = {None, "tag:yaml.org,2002:map", "tag:yaml.org,2002:seq"}
 
 
 @dataclass
@@ -68,8 +74,8 @@ def format_path(path: KeyPath) -> str:
 # --- reading -----------------------------------------------------------------------------------------------
 
 
-def read_yaml(path: Path) -> Document:
-    """Read a YAML 1.2 file whose top level is a mapping.
+def read_yaml(path: Path, version: Version = (1, 2)) -> Document:
+    """Read a YAML file whose top level is a mapping; `version` decides what plain scalars such as ``yes`` mean.
 
     Raises:
         ConfigError: the file is missing, is not YAML, has duplicate keys, tags, or another top level.
@@ -79,19 +85,23 @@ def read_yaml(path: Path) -> Document:
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "not UTF-8 text"
         raise ConfigError(f"{path}: expected a readable YAML file, got '{reason}'. Check the path.") from error
-    return parse_yaml(text, str(path), path.absolute().parent)
+    return parse_yaml(text, str(path), path.absolute().parent, version)
 
 
-def parse_yaml(text: str, source: str, folder: Path) -> Document:
-    """Parse YAML 1.2 `text`; `source` and `folder` are where it came from (see `read_yaml`)."""
+def parse_yaml(text: str, source: str, folder: Path, version: Version = (1, 2)) -> Document:
+    """Parse YAML `text`; `source` and `folder` are where it came from (see `read_yaml`)."""
+    yaml = YAML(typ="rt")
+    yaml.version = version
     try:
-        tree = YAML(typ="rt").load(text)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", YAMLWarning)  # 1e-3 is a number here, in YAML 1.1 too
+            tree = yaml.load(text)
     except MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = f":{mark.line + 1}" if mark else ""
         problem = str(error.problem or error.context).split("\n")[0]
         raise ConfigError(f"{source}{line}: expected valid YAML, got {problem}. Correct that line.") from error
-    except (YAMLError, ValueError) as error:
+    except (YAMLError, ValueError, RecursionError) as error:
         raise ConfigError(f"{source}: expected valid YAML, got {error}. Correct the file.") from error
     if not isinstance(tree, CommentedMap):
         raise ConfigError(
@@ -104,35 +114,46 @@ def parse_yaml(text: str, source: str, folder: Path) -> Document:
 
 
 def _plain(node: Any, path: KeyPath, document: Document, folder: Path) -> Any:
-    """Convert ruamel's tree to plain data and note where each key stands."""
+    """Convert ruamel's tree to plain data and note where each key stands; an alias becomes a copy."""
     tag = getattr(getattr(node, "tag", None), "value", None)
-    if isinstance(node, TaggedScalar) or (tag is not None and not str(tag).startswith("tag:yaml.org,2002:")):
+    if isinstance(node, TaggedScalar) or tag not in PLAIN_TAGS:
         raise ConfigError(
-            f"{document.position(path)}: {format_path(path)}: expected plain YAML, got the tag '{tag}'. Remove the tag."
+            f"{document.position(path)}: {format_path(path) or 'top level'}: expected plain YAML, got the tag '{tag}'. "
+            "Tags are not evaluated: write the value itself."
         )
-    if isinstance(node, CommentedMap):
-        for key in node:
-            if not isinstance(key, str):
-                raise ConfigError(
-                    f"{document.source}:{node.lc.line + 1}: {format_path(path)}: expected text as key, got {key!r}. "
-                    "Put the key in quotes."
-                )
+    if len(document.positions) > MAX_VALUES:
+        raise ConfigError(
+            f"{document.source}: expected at most {MAX_VALUES} values, got more. Look for aliases inside aliases."
+        )
+    if type(node) is CommentedMap:
         return {key: _child(node, key, path, document, folder) for key in node}
-    if isinstance(node, CommentedSeq):
+    if type(node) is CommentedSeq:
         return [_child(node, index, path, document, folder) for index in range(len(node))]
-    if isinstance(node, bool) or node is None:
-        return node
+    if isinstance(node, bool | ScalarBoolean):  # the latter has an anchor and is an int
+        return bool(node)
+    if node is None:
+        return None
     if isinstance(node, int):
         return int(node)
     if isinstance(node, float):
         return float(node)
-    return str(node)
+    if isinstance(node, str | datetime.date):
+        return str(node)
+    raise ConfigError(
+        f"{document.position(path)}: {format_path(path)}: expected a mapping, a list, text, a number, true, false or "
+        f"null, got {type(node).__name__}. Write it as one of these."
+    )
 
 
 def _child(node: Any, key: str | int, path: KeyPath, document: Document, folder: Path) -> Any:
     child_path = (*path, key)
-    line = node.lc.key(key)[0] if isinstance(key, str) else node.lc.item(key)[0]
-    document.positions[child_path] = f"{document.source}:{line + 1}"
+    if type(node) is CommentedMap and not isinstance(key, str):
+        raise ConfigError(
+            f"{document.source}:{node.lc.line + 1}: {format_path(path)}: expected text as key, got {key!r}. "
+            "Put the key in quotes."
+        )
+    place = node.lc.data.get(key, (node.lc.line,))  # keys that << merges in have no place of their own
+    document.positions[child_path] = f"{document.source}:{place[0] + 1}"
     document.folders[child_path] = folder
     return _plain(node[key], child_path, document, folder)
 
@@ -192,13 +213,8 @@ def apply_overrides(document: Document, overrides: Sequence[str]) -> Document:
         ConfigError: an override is not of the form ``key=value``.
     """
     for text in overrides:
-        dotted, equals, value = text.partition("=")
-        if not equals or not all(dotted.split(".")):
-            raise ConfigError(f"--set: expected key=value, got '{text}'. Write for example --set training.steps=100.")
-        data: Any = None
-        if value.strip():
-            data = parse_yaml(f"value: {value}", f"--set {dotted}", Path.cwd()).data["value"]
-        for key in reversed(dotted.split(".")):
+        keys, data = parse_override(text)
+        for key in reversed(keys):
             data = {key: data}
         over = Document(data, source=document.source)
         for path in key_paths(data, ()):
@@ -206,3 +222,14 @@ def apply_overrides(document: Document, overrides: Sequence[str]) -> Document:
             over.folders[path] = Path.cwd()
         document = merge(document, over)
     return document
+
+
+def parse_override(text: str) -> tuple[tuple[str, ...], Any]:
+    """Return the keys and the value of ``a.b=value``; raises ConfigError where it is not of this form."""
+    dotted, equals, value = text.partition("=")
+    if not equals or not all(dotted.split(".")):
+        raise ConfigError(f"--set: expected key=value, got '{text}'. Write for example --set training.steps=100.")
+    data: Any = None
+    if value.strip():
+        data = parse_yaml(f"value: {value}", f"--set {dotted}", Path.cwd()).data["value"]
+    return tuple(dotted.split(".")), data

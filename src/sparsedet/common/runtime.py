@@ -46,6 +46,11 @@ def start(seed: int, device: torch.device) -> None:
         torch.set_flush_denormal(True)
 
 
+def mix(*numbers: int) -> int:
+    """Return a 63-bit seed that depends on all `numbers`."""
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
 def environment(device: torch.device) -> dict[str, Any]:
     """Return what a record must say about the machine: versions, device, threads."""
     packages = ("sparsedet", "torch", "torchvision", "numpy", "hotcoco")

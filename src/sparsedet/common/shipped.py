@@ -15,7 +15,8 @@ def find_config(name: str) -> Path:
     if path.is_file():
         return path
     folder = _folder()
-    shipped = {file.name: file for file in sorted([*folder.glob("*.yaml"), *folder.glob("suites/*.yaml")])}
+    patterns = ("*.yaml", "suites/*.yaml", "published/*.yaml")
+    shipped = {file.name: file for pattern in patterns for file in sorted(folder.glob(pattern))}
     for candidate in (name, f"{name}.yaml"):
         if candidate in shipped:
             return shipped[candidate]

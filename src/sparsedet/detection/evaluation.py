@@ -131,6 +131,7 @@ def to_coco_results(
     image_size: tuple[int, int],
     original_size: tuple[int, int],
     category_ids: Sequence[int],
+    inclusive_boxes: bool = False,
 ) -> list[CocoResult]:
     """Return the detections of one image as COCO results in the pixels of its file.
 
@@ -140,10 +141,13 @@ def to_coco_results(
         image_size: (height, width) that the network saw, before padding.
         original_size: (height, width) of the image file.
         category_ids: COCO category id of each label, length C.
+        inclusive_boxes: scale the last pixel of a box instead of the edge behind it, which undoes what resizing did
+            to boxes under ``data.inclusive_boxes``.
     """
     factor_y, factor_x = (original / seen for original, seen in zip(original_size, image_size, strict=True))
-    boxes = detections.boxes_xyxy.double().cpu().numpy() * [factor_x, factor_y, factor_x, factor_y]
-    boxes[:, 2:] -= boxes[:, :2]
+    edge = [0, 0, int(inclusive_boxes), int(inclusive_boxes)]
+    boxes = (detections.boxes_xyxy.double().cpu().numpy() - edge) * [factor_x, factor_y, factor_x, factor_y] + edge
+    boxes[:, 2:] = (boxes[:, 2:] - boxes[:, :2]).clip(min=0)
     return [
         {"image_id": image_id, "category_id": category_ids[label], "bbox": bbox, "score": score}
         for bbox, score, label in zip(

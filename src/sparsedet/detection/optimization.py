@@ -1,7 +1,6 @@
-"""How a detector is trained: optimizer, learning rate as a pure function of the position in a level, precision."""
+"""How a detector is trained: length, batches, optimizer, learning rate, average of the weights, precision."""
 
 import math
-from abc import abstractmethod
 from collections.abc import Iterable
 from typing import Annotated, Literal, Self
 
@@ -11,13 +10,15 @@ from torch.nn import Parameter
 from torch.optim import Optimizer
 
 from sparsedet.common.config import ConfigModel
+from sparsedet.detection.ema import EmaConfig
+from sparsedet.detection.lr_schedules import Cosine, LrScheduleConfig, whole_part
 
 
 class AdamW(ConfigModel):
     """Adam with decoupled weight decay.
 
     Attributes:
-        lr: peak learning rate.
+        lr: peak learning rate; with ``lr_batch_size``, for that many images.
         weight_decay: decay per step, times the learning rate.
         betas: decay of the two moment estimates.
     """
@@ -36,7 +37,7 @@ class SGD(ConfigModel):
     """Stochastic gradient descent with momentum.
 
     Attributes:
-        lr: peak learning rate.
+        lr: peak learning rate; with ``lr_batch_size``, for that many images.
         momentum: share of the last update that is kept.
         weight_decay: L2 penalty added to the gradient.
         nesterov: look ahead along the momentum.
@@ -59,70 +60,9 @@ class SGD(ConfigModel):
         )
 
 
-class LrSchedule(ConfigModel):
-    """Base of the learning-rate schedules: a linear warm-up, then a decay that each schedule defines.
-
-    Everything is a share of the level's length, since the schedule starts again at each sparsity level and the
-    levels may differ in length.
-
-    Attributes:
-        warmup: share of the level that is spent on the warm-up.
-        warmup_start: factor on the peak rate at the first step of the warm-up.
-    """
-
-    warmup: float = Field(default=0.05, ge=0, lt=1)
-    warmup_start: float = Field(default=0.01, ge=0, le=1)
-
-    def factor(self, position: int, length: int) -> float:
-        """Return the factor on the peak rate at step `position` (0-based) of a level of `length` steps."""
-        num_warmup = int(self.warmup * length)
-        if position < num_warmup:
-            return self.warmup_start + (1 - self.warmup_start) * position / num_warmup
-        return self.decay((position - num_warmup) / (length - num_warmup))
-
-    @abstractmethod
-    def decay(self, progress: float) -> float:
-        """Return the factor after the share `progress` in [0, 1) of the steps that follow the warm-up."""
-
-
-class Constant(LrSchedule):
-    """The peak rate throughout, after the warm-up."""
-
-    type: Literal["constant"] = "constant"
-
-    def decay(self, progress: float) -> float:
-        """Return 1."""
-        return 1.0
-
-
-class Cosine(LrSchedule):
-    """Half a cosine from the peak rate down to `final` times it (Loshchilov & Hutter, arXiv:1608.03983)."""
-
-    type: Literal["cosine"] = "cosine"
-    final: float = Field(default=0.0, ge=0, le=1)
-
-    def decay(self, progress: float) -> float:
-        """Return the cosine factor."""
-        return self.final + (1 - self.final) * (1 + math.cos(math.pi * progress)) / 2
-
-
-class MultiStep(LrSchedule):
-    """The rate times `gamma` at each milestone, a share of the steps after the warm-up."""
-
-    type: Literal["multi_step"] = "multi_step"
-    milestones: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = (0.7, 0.9)
-    gamma: float = Field(default=0.1, gt=0, le=1)
-
-    def decay(self, progress: float) -> float:
-        """Return gamma to the number of milestones passed."""
-        return float(self.gamma ** sum(progress >= milestone for milestone in self.milestones))
-
-
 OPTIMIZERS = {"adamw": AdamW, "sgd": SGD}
-LR_SCHEDULES = {"constant": Constant, "cosine": Cosine, "multi_step": MultiStep}
 
 OptimizerConfig = Annotated[AdamW | SGD, Field(discriminator="type")]
-LrScheduleConfig = Annotated[Constant | Cosine | MultiStep, Field(discriminator="type")]
 
 
 class TrainingConfig(ConfigModel):
@@ -131,9 +71,15 @@ class TrainingConfig(ConfigModel):
     Attributes:
         steps: optimizer steps in all; or
         epochs: passes over the training images in all. Exactly one of the two is given.
-        batch_size: images per step.
-        optimizer: optimizer with its peak learning rate.
-        lr_schedule: factor on the peak rate; starts again at each sparsity level.
+        batch_size: images per optimizer step, in all.
+        forward_batch_size: images that share one forward pass, and with it batch statistics, padding and the
+            normalisers of the losses: what one device saw of the batch in the original. A step averages the gradients
+            of its passes. Divides `batch_size`; null: all of them.
+        optimizer: optimizer with its learning rate.
+        lr_batch_size: images the optimizer's rate is meant for; the peak rate is that rate times `batch_size` over it.
+            null: the peak rate is the optimizer's.
+        lr_schedule: learning rate of each step; starts again at each sparsity level.
+        ema: average of the weights that is evaluated and saved in their place; null for none.
         precision: number format of the forward pass; losses and box decoding stay in fp32.
         max_gradient_norm: norm to which the gradient of all weights is clipped, null for no clipping.
         num_workers: processes that load images, 0 for none.
@@ -143,8 +89,11 @@ class TrainingConfig(ConfigModel):
     steps: int | None = Field(default=None, ge=0)
     epochs: float | None = Field(default=None, gt=0)
     batch_size: int = Field(default=16, ge=1)
+    forward_batch_size: int | None = Field(default=None, ge=1)
     optimizer: OptimizerConfig = AdamW()
+    lr_batch_size: int | None = Field(default=None, ge=1)
     lr_schedule: LrScheduleConfig = Cosine()
+    ema: EmaConfig | None = None
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     max_gradient_norm: float | None = Field(default=10.0, gt=0)
     num_workers: int = Field(default=0, ge=0)
@@ -159,9 +108,53 @@ class TrainingConfig(ConfigModel):
             )
         return self
 
+    @model_validator(mode="after")
+    def _batches_fit(self) -> Self:
+        if self.batch_size % self.images_per_pass:
+            raise ValueError(
+                f"forward_batch_size: expected a divisor of batch_size {self.batch_size}, got "
+                f"{self.forward_batch_size}. Change one of the two."
+            )
+        if self.lr_schedule.warmup_start == "unscaled" and self.lr_batch_size is None:
+            raise ValueError(
+                "lr_schedule.warmup_start: expected a factor where lr_batch_size does not scale the rate, got "
+                "'unscaled'. Give a factor, or lr_batch_size."
+            )
+        return self
+
+    @property
+    def images_per_pass(self) -> int:
+        """Images that share one forward pass."""
+        return self.forward_batch_size or self.batch_size
+
+    @property
+    def passes_per_step(self) -> int:
+        """Forward passes whose gradients a step averages."""
+        return self.batch_size // self.images_per_pass
+
+    @property
+    def batch_text(self) -> str:
+        """Images per step in words, such as ``32 = 16 x 2`` for 16 passes of two images."""
+        if self.passes_per_step == 1:
+            return str(self.batch_size)
+        return f"{self.batch_size} = {self.passes_per_step} x {self.images_per_pass}"
+
+    @property
+    def lr_scale(self) -> float:
+        """Factor from the optimizer's learning rate to the peak rate."""
+        return 1.0 if self.lr_batch_size is None else self.batch_size / self.lr_batch_size
+
+    def lr(self, position: int, num_steps: int, steps_per_epoch: int) -> float:
+        """Return the learning rate at step `position` (0-based) of a level of `num_steps`."""
+        return self.lr_schedule.lr(position, num_steps, steps_per_epoch, self.optimizer.lr, self.lr_scale)
+
+    def steps_per_epoch(self, num_images: int) -> int:
+        """Return the number of optimizer steps in a pass over `num_images`; the last may hold some of the next."""
+        return math.ceil(num_images / self.batch_size)
+
     def total_steps(self, num_images: int) -> int:
-        """Return the number of optimizer steps for a training set of `num_images`."""
+        """Return the number of optimizer steps for a training set of `num_images`, the last epoch cut to whole ones."""
         if self.steps is not None:
             return self.steps
         assert self.epochs is not None
-        return int(self.epochs * math.ceil(num_images / self.batch_size))
+        return whole_part(self.epochs, self.steps_per_epoch(num_images))

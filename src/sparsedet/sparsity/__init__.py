@@ -3,13 +3,27 @@
 Ten lines prune a model of your own; see `Sparsifier`.
 """
 
-from sparsedet.sparsity.allocation import ALLOCATIONS, Allocation, Energy, Erk, Global, Lamp, Uniform
+from sparsedet.sparsity.allocation import (
+    ALLOCATIONS,
+    Allocation,
+    Energy,
+    Erk,
+    Global,
+    Lamp,
+    Sensitivity,
+    SensitivityCurves,
+    Uniform,
+)
 from sparsedet.sparsity.config import SparsityConfig
 from sparsedet.sparsity.criteria import CRITERIA, Criterion, Magnitude
+from sparsedet.sparsity.followers import DeadChannels
+from sparsedet.sparsity.limits import Limit
 from sparsedet.sparsity.measure import LayerMeasurement, Measurement, measure
-from sparsedet.sparsity.patterns import NM, PATTERNS, Pattern, Unstructured, check_n_m
+from sparsedet.sparsity.patterns import NM, NM2D, PATTERNS, Block, Channel, Pattern, Unstructured, check_n_m
+from sparsedet.sparsity.permutation import PermutationReport, PermutedGroup, permute_channels
 from sparsedet.sparsity.profile import Profile, profile_model
 from sparsedet.sparsity.schedules import SCHEDULES, LevelWise, OneShot, Schedule
+from sparsedet.sparsity.sensitivity import measure_sensitivity
 from sparsedet.sparsity.sparsifier import Sparsifier
 from sparsedet.sparsity.targets import Selected, Targets
 
@@ -17,23 +31,32 @@ __all__ = [
     "ALLOCATIONS",
     "CRITERIA",
     "NM",
+    "NM2D",
     "PATTERNS",
     "SCHEDULES",
     "Allocation",
+    "Block",
+    "Channel",
     "Criterion",
+    "DeadChannels",
     "Energy",
     "Erk",
     "Global",
     "Lamp",
     "LayerMeasurement",
     "LevelWise",
+    "Limit",
     "Magnitude",
     "Measurement",
     "OneShot",
     "Pattern",
+    "PermutationReport",
+    "PermutedGroup",
     "Profile",
     "Schedule",
     "Selected",
+    "Sensitivity",
+    "SensitivityCurves",
     "Sparsifier",
     "SparsityConfig",
     "Targets",
@@ -41,5 +64,7 @@ __all__ = [
     "Unstructured",
     "check_n_m",
     "measure",
+    "measure_sensitivity",
+    "permute_channels",
     "profile_model",
 ]

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from sparsedet.sparsity.profile import Profile
-from sparsedet.sparsity.targets import find_weights, unwrap
+from sparsedet.sparsity.weights import find_weights, unwrap
 
 
 @dataclass(frozen=True)

@@ -1,27 +1,43 @@
-"""One forward pass that measures MACs and input size of every conv and linear weight."""
+"""One forward pass that measures MACs and input size of every weight that can be pruned."""
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
 
 from sparsedet.common.errors import ConfigError
 from sparsedet.sparsity.patterns.n_m import TRANSPOSED
-from sparsedet.sparsity.targets import Weight, find_weights, unwrap
+from sparsedet.sparsity.weights import ATTENTION_PROJECTIONS, Weight, find_weights, unwrap
+
+_FUNCTIONS: dict[Callable[..., Tensor], bool] = {
+    functional.linear: False,
+    functional.conv1d: False,
+    functional.conv2d: False,
+    functional.conv3d: False,
+    functional.conv_transpose1d: True,
+    functional.conv_transpose2d: True,
+    functional.conv_transpose3d: True,
+}
+"""Functions that use a weight directly -> whether they are transposed."""
+
+_ATTENTION_INPUTS = ("query", "key", "value")
 
 
 @dataclass(frozen=True)
 class Profile:
-    """What one forward pass does with each conv and linear weight.
+    """What one forward pass does with each weight.
 
     Attributes:
         num_macs: multiply-accumulates by parameter name, over all calls, for one image; without padding or
-            bias being treated apart (1 MAC = 2 FLOPs).
+            bias being treated apart (1 MAC = 2 FLOPs). Products of attention that no weight takes part in are
+            not counted.
         input_sizes: longer side in pixels of the input of each convolution; of several calls the finest
             counts.
         network_input_size: longer side of the network's input = that of the first convolution called; None
@@ -48,29 +64,73 @@ class Profile:
         return {name: ranks[octaves[name]] if name in octaves else coarsest for name in self.num_macs}
 
 
-class _Recorder:
-    """Collects calls of layers during the pass."""
+class _Recorder(TorchFunctionMode):
+    """Collects uses of weights during the pass, by layers and by functions that are handed a weight.
 
-    def __init__(self) -> None:
-        self.num_macs: dict[str, int] = {}
+    A call of a layer is usually seen twice, as a layer and as a function. Layers that compute their weight
+    (weight standardisation) are seen as layers only, models that take a layer's weight and call the function
+    themselves (torchvision's Swin) as functions only: of the two counts of a weight the higher one is right.
+    """
+
+    def __init__(self, weights: tuple[Weight, ...]) -> None:
+        super().__init__()
+        self._names = {(id(module), key): weight.name for weight in weights for module, key in weight.holders}
+        self._names_of_tensors = {id(weight.tensor): weight.name for weight in weights if weight.is_parameter}
+        self._by_layers: Counter[str] = Counter()
+        self._by_functions: Counter[str] = Counter()
         self.input_sizes: dict[str, int] = {}
         self.network_input_size: int | None = None
         self.batch_size: int | None = None
 
-    def record(
-        self, name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor
-    ) -> None:
-        """Forward hook of the layer that holds the weight `name`."""
-        assert isinstance(module.weight, Tensor)
+    @property
+    def num_macs(self) -> dict[str, int]:
+        """Multiply-accumulates of every weight, over the whole batch."""
+        return {name: max(self._by_layers[name], self._by_functions[name]) for name in self._names.values()}
+
+    def record_layer(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
+        """Forward hook of a convolution or linear layer."""
+        name, weight = self._names[id(module), "weight"], module.weight
+        assert isinstance(weight, Tensor)
         inputs: Tensor = args[0] if args else kwargs["input"]
-        num_dims = module.weight.ndim - 2  # spatial ones; 0: linear
+        self._record(self._by_layers, name, weight, inputs, output, isinstance(module, TRANSPOSED))
+
+    def record_attention(
+        self, module: nn.MultiheadAttention, args: tuple[Any, ...], kwargs: dict[str, Any], output: object
+    ) -> None:
+        """Forward hook of an attention module, which uses its output layer without calling it."""
+        query, key, value = (args[i] if i < len(args) else kwargs[name] for i, name in enumerate(_ATTENTION_INPUTS))
+        if self.batch_size is None:
+            self.batch_size = query.shape[0 if module.batch_first else 1] if query.ndim == 3 else 1
+        num_macs = [inputs.numel() * module.embed_dim for inputs in (query, key, value)]
+        for attribute, count in zip(ATTENTION_PROJECTIONS, (sum(num_macs), *num_macs), strict=True):
+            if (id(module), attribute) in self._names:
+                self._by_layers[self._names[id(module), attribute]] += count
+        if (id(module.out_proj), "weight") in self._names:
+            self._by_layers[self._names[id(module.out_proj), "weight"]] += num_macs[0]
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Called for every function of torch."""
+        kwargs = kwargs or {}
+        output = func(*args, **kwargs)
+        if func in _FUNCTIONS:
+            inputs, weight = (args[i] if i < len(args) else kwargs[key] for i, key in enumerate(("input", "weight")))
+            name = self._names_of_tensors.get(id(weight))
+            if name is not None:
+                self._record(self._by_functions, name, weight, inputs, output, _FUNCTIONS[func])
+        return output
+
+    def _record(
+        self, counts: Counter[str], name: str, weight: Tensor, inputs: Tensor, output: Tensor, is_transposed: bool
+    ) -> None:
+        num_dims = weight.ndim - 2  # spatial ones; 0: linear
         if self.batch_size is None:
             is_batched = inputs.ndim > (num_dims + 1 if num_dims else 1)
             self.batch_size = inputs.shape[0] if is_batched else 1
         # Every weight of an output channel is used once per output value (transposed: of an input channel,
         # input value).
-        values = inputs if isinstance(module, TRANSPOSED) else output
-        self.num_macs[name] += values.numel() * module.weight[0].numel()
+        counts[name] += (inputs if is_transposed else output).numel() * math.prod(weight.shape[1:])
         if num_dims:
             size = max(inputs.shape[-num_dims:])
             self.network_input_size = self.network_input_size or size
@@ -81,7 +141,7 @@ class _Recorder:
 def profile_model(
     model: nn.Module, example_inputs: tuple[Any, ...], run: Callable[..., object] | None = None
 ) -> Profile:
-    """Run `model` once on `example_inputs` in eval mode and measure its conv and linear layers.
+    """Run `model` once on `example_inputs` in eval mode and measure its convolutions, linear layers and attention.
 
     Training flags, hooks and random state are as before afterwards. The batch size is taken from the first
     layer called.
@@ -94,11 +154,27 @@ def profile_model(
     Raises:
         ConfigError: the forward pass fails on these inputs.
     """
-    recorder = _Recorder()
     weights = find_weights(model)
-    recorder.num_macs = {weight.name: 0 for weight in weights}
+    recorder = _Recorder(weights)
+    with ExitStack() as stack:
+        for module in {id(module): module for weight in weights for module in weight.modules}.values():
+            is_attention = isinstance(module, nn.MultiheadAttention)
+            hook: Callable[..., None] = recorder.record_attention if is_attention else recorder.record_layer
+            stack.callback(module.register_forward_hook(hook, with_kwargs=True).remove)
+        stack.enter_context(recorder)
+        run_once(model, example_inputs, run)
+    num_macs = {name: total // (recorder.batch_size or 1) for name, total in recorder.num_macs.items()}
+    return Profile(num_macs, recorder.input_sizes, recorder.network_input_size)
+
+
+def run_once(model: nn.Module, example_inputs: tuple[Any, ...], run: Callable[..., object] | None = None) -> None:
+    """Run `model` in eval mode, as it is without torch.compile, and leave flags and random state as they were.
+
+    Raises:
+        ConfigError: the forward pass fails on these inputs.
+    """
     plain = unwrap(model)
-    with _observed(weights, recorder), _in_eval_mode(plain), torch.random.fork_rng(_cuda_devices(plain)):
+    with _in_eval_mode(plain), torch.random.fork_rng(_cuda_devices(plain)), _uncompiled():
         try:
             (run or plain)(*example_inputs)
         except Exception as error:  # whatever the model of a user raises
@@ -106,23 +182,6 @@ def profile_model(
                 "example_inputs: expected inputs that the model's forward accepts, "
                 f"got {type(error).__name__}: {error}. Correct sparsity.input_shape, or pass example_inputs."
             ) from error
-    batch_size = recorder.batch_size or 1
-    num_macs = {name: total // batch_size for name, total in recorder.num_macs.items()}
-    return Profile(num_macs, recorder.input_sizes, recorder.network_input_size)
-
-
-@contextmanager
-def _observed(weights: tuple[Weight, ...], recorder: _Recorder) -> Iterator[None]:
-    handles = [
-        module.register_forward_hook(partial(recorder.record, weight.name), with_kwargs=True)
-        for weight in weights
-        for module in weight.modules
-    ]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 @contextmanager
@@ -134,6 +193,16 @@ def _in_eval_mode(model: nn.Module) -> Iterator[None]:
     finally:
         for module, training in flags:
             module.training = training
+
+
+@contextmanager
+def _uncompiled() -> Iterator[None]:
+    """Compiled parts of a model would not call hooks that were added later."""
+    set_stance = getattr(torch.compiler, "set_stance", None)  # since torch 2.6
+    with ExitStack() as stack:
+        if set_stance is not None:
+            stack.enter_context(set_stance("force_eager"))
+        yield
 
 
 def _cuda_devices(model: nn.Module) -> list[int]:

@@ -1,21 +1,25 @@
 """The sparsifier: masks beside a model, exact zeros in its weights, whatever optimizer trains it."""
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 from weakref import WeakKeyDictionary
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from sparsedet.common.errors import CheckpointError, ConfigError, UnreachableTargetError
-from sparsedet.sparsity.allocation.selection import MAX_PERCENT, ScoredTensor, max_zeros, select_counts
+from sparsedet.common.errors import CheckpointError, ConfigError
+from sparsedet.sparsity.allocation.selection import not_finite
+from sparsedet.sparsity.budget import Budget
 from sparsedet.sparsity.config import SparsityConfig
+from sparsedet.sparsity.followers import DeadChannels, Follower, count_dead_channels, find_followers, named_tensors
 from sparsedet.sparsity.masks import Mask
 from sparsedet.sparsity.measure import Measurement, measure
-from sparsedet.sparsity.profile import Profile, profile_model
-from sparsedet.sparsity.targets import Weight, find_weights, unwrap
+from sparsedet.sparsity.predictions import find_predictions
+from sparsedet.sparsity.profile import profile_model
+from sparsedet.sparsity.weights import Weight, find_weights, unwrap
 
 
 class Sparsifier:
@@ -41,7 +45,7 @@ class Sparsifier:
         TargetMatchError: a pattern of the targets matches no weight, or none is chosen.
         UnsupportedShapeError: a weight named exactly cannot be served by the pattern.
         UnreachableTargetError: a target cannot be met with the chosen weights.
-        ConfigError: the allocation needs example inputs and there are none, or the model cannot run on them.
+        ConfigError: something needs example inputs and there are none, or the model cannot run on them.
 
     Example:
         >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 4))
@@ -68,14 +72,24 @@ class Sparsifier:
         self.level: int | None = None
         self._model = unwrap(model)
         weights = find_weights(self._model)
-        self.selection = config.targets.select(weights, config.pattern)
+        example_inputs = self._example_inputs(example_inputs)
+        self.profile = None if example_inputs is None else profile_model(self._model, example_inputs, run)
+        predictions = None
+        if example_inputs is not None and config.needs_predictions:
+            predictions = find_predictions(self._model, example_inputs, run)
+        self.selection = config.targets.select(weights, config.pattern, predictions)
         rows = zip(weights, self.selection, strict=True)
         self._chosen: dict[str, Weight] = {weight.name: weight for weight, row in rows if row.chosen}
+        self._followers: dict[str, Follower] = {}
+        if example_inputs is not None and config.pattern.kills_channels:
+            found = find_followers(self._model, self._chosen, example_inputs, run)
+            self._followers = {follower.name: follower for follower in found}
         self._masks: dict[str, Mask] = {}
         self._step_hooks: WeakKeyDictionary[torch.optim.Optimizer, RemovableHandle] = WeakKeyDictionary()
         self._gradient_hooks: dict[str, RemovableHandle] = {}
-        self._check_reachable()
-        self.profile = self._profile(example_inputs, run)
+        self._budget: Budget | None = None
+        if config.allocation is not None:
+            self._budget = Budget(config, config.allocation, weights, self.selection, self.profile, predictions)
 
     # --- schedule -------------------------------------------------------------------------------------------
 
@@ -106,8 +120,8 @@ class Sparsifier:
 
     @property
     def masks(self) -> dict[str, Tensor]:
-        """Bool mask by full parameter name, True = keep; empty before the first level. Read only."""
-        return {name: mask.keep for name, mask in self._masks.items()}
+        """Bool mask by full name of the weight, True = keep; empty before the first level. Read only."""
+        return {name: mask.keep for name, mask in self._masks.items() if name in self._chosen}
 
     def allocate(self, level: int) -> dict[str, float]:
         """Return the sparsity that each chosen weight would get at `level`; nothing changes."""
@@ -144,6 +158,7 @@ class Sparsifier:
                     scores = torch.where(self._masks[name].keep.to(scores.device), scores, -1.0)
                 self._masks[name] = Mask.of(self.config.pattern.mask(scores, count))
             self.level = level
+            self._mask_followers()
         self.apply_()
         for optimizer in self._step_hooks:
             self._clear_state_(optimizer)
@@ -157,16 +172,27 @@ class Sparsifier:
         """
         if model is None:
             for name, mask in self._masks.items():
-                mask.apply_(self._chosen[name].tensor)
+                mask.apply_(self._tensor(name))
             return
-        others = {weight.name: weight for weight in find_weights(model)}
+        others = {weight.name: weight.tensor for weight in find_weights(model)}
+        if self._followers:
+            others = named_tensors(model) | others
         for name, mask in self._masks.items():
-            mask.apply_(others[name].tensor)
+            mask.apply_(others[name])
 
-    def measure(self) -> Measurement:
-        """Count the zeros that are in the weights now."""
+    def measure(self, model: nn.Module | None = None) -> Measurement:
+        """Count the zeros that are in the weights now.
+
+        Args:
+            model: another module with the same parameter names, such as an averaged copy; default the pruned
+                model.
+        """
         reasons = {row.name: row.reason for row in self.selection}
-        return measure(self._model, self._chosen, self.profile, reasons)
+        return measure(self._model if model is None else model, self._chosen, self.profile, reasons)
+
+    def dead_channels(self) -> tuple[DeadChannels, ...]:
+        """Count the filters of the chosen weights that are zero now, and say what goes with them."""
+        return count_dead_channels(self._chosen.values(), self._followers.values())
 
     # --- training -------------------------------------------------------------------------------------------
 
@@ -187,10 +213,11 @@ class Sparsifier:
             )
         if optimizer not in self._step_hooks:
             self._step_hooks[optimizer] = optimizer.register_step_post_hook(lambda *_: self.apply_())
-        for name, weight in self._chosen.items():
-            if name not in self._gradient_hooks and weight.tensor.requires_grad:
+        for name in (*self._chosen, *self._followers):
+            tensor = self._tensor(name)
+            if name not in self._gradient_hooks and tensor.requires_grad:
                 hook = self._gradient_hook(name)
-                register = weight.tensor.register_post_accumulate_grad_hook
+                register = tensor.register_post_accumulate_grad_hook
                 self._gradient_hooks[name] = register(hook)  # type: ignore[no-untyped-call]  # torch has no types
         self._clear_state_(optimizer)
 
@@ -222,39 +249,20 @@ class Sparsifier:
             )
         self.level = state["level"]
         self._masks = {name: Mask.of(keep.clone()) for name, keep in state["masks"].items()}
+        self._mask_followers()
         self.apply_()
 
     # --- parts ----------------------------------------------------------------------------------------------
 
-    def _num_weights(self) -> int:
-        return sum(row.numel for row in self.selection if row.chosen or self.config.scope == "all")
-
-    def _check_reachable(self) -> None:
-        if self.config.pattern.fixed_sparsity is not None:
-            return
-        total = self._num_weights()
-        reachable = sum(max_zeros(row.numel) for row in self.selection if row.chosen)
-        for target in self.target_sparsities:
-            if round(target * total) > reachable:
-                raise UnreachableTargetError(
-                    f"sparsity.schedule: expected at most {math.floor(reachable / total * 1e4) / 1e4:.4f} "
-                    f"({MAX_PERCENT} % of each chosen weight; scope '{self.config.scope}'), got {target}. "
-                    "Lower it, choose more weights, or set scope: chosen."
-                )
-
-    def _profile(self, example_inputs: tuple[Any, ...] | None, run: Callable[..., object] | None) -> Profile | None:
-        if example_inputs is None and self.config.input_shape is not None:
-            parameter = next(self._model.parameters())
-            example_inputs = (parameter.new_zeros(self.config.input_shape),)
-        if example_inputs is not None:
-            return profile_model(self._model, example_inputs, run)
-        if self.config.allocation is not None and self.config.allocation.needs_profile:
+    def _example_inputs(self, given: tuple[Any, ...] | None) -> tuple[Any, ...] | None:
+        if given is None and self.config.input_shape is not None:
+            return (next(self._model.parameters()).new_zeros(self.config.input_shape),)
+        if given is None and self.config.needs_profile is not None:
             raise ConfigError(
-                "sparsity.input_shape: expected the shape of an input, which the allocation "
-                f"'{self.config.allocation.type}' needs, got null. Write for example input_shape: "
-                "[1, 3, 800, 1333], or pass example_inputs."
+                f"sparsity.input_shape: expected the shape of an input, which {self.config.needs_profile} needs, "
+                "got null. Write for example input_shape: [1, 3, 800, 1333], or pass example_inputs."
             )
-        return None
+        return given
 
     @torch.no_grad()
     def _scores(self, weight: Weight) -> Tensor:
@@ -262,22 +270,32 @@ class Sparsifier:
 
     def _counts(self, levels: Sequence[int]) -> list[list[int]]:
         """Return the number of zeros of each chosen weight, for each of `levels`."""
-        fixed, allocation = self.config.pattern.fixed_sparsity, self.config.allocation
-        if fixed is not None or allocation is None:
+        if self._budget is None:
+            fixed = self.config.pattern.fixed_sparsity
+            for name, weight in self._chosen.items():
+                if not weight.tensor.isfinite().all():
+                    raise not_finite(name)
             return [[round(weight.tensor.numel() * (fixed or 0)) for weight in self._chosen.values()] for _ in levels]
-        groups = self.profile.stride_groups if self.profile else {}
-        coarsest = max(groups.values(), default=0)
-        tensors = []
-        for name, weight in self._chosen.items():
-            scores, num_pruned = self._scores(weight), 0
-            if name in self._masks:
-                self._masks[name].apply_(scores)
-                num_pruned = scores.numel() - int(self._masks[name].keep.count_nonzero())
-            depth = coarsest - groups.get(name, coarsest)
-            tensors.append(ScoredTensor(name, tuple(scores.shape), scores.numpy().reshape(-1), num_pruned, depth))
-        total = self._num_weights()
-        targets = [round(self.target_sparsities[level] * total) for level in levels]
-        return select_counts(allocation, tensors, targets)
+        num_pruned = {name: mask.keep.numel() - int(mask.keep.count_nonzero()) for name, mask in self._masks.items()}
+        targets = [self.target_sparsities[level] for level in levels]
+        return self._budget.counts(targets, self._scores_of_kept, num_pruned)
+
+    def _scores_of_kept(self, weight: Weight) -> NDArray[np.float32]:
+        """Return the scores of all entries, flat; 0 where pruned."""
+        scores = self._scores(weight)
+        if weight.name in self._chosen:
+            scores = self.config.pattern.pooled(scores)
+        if weight.name in self._masks:
+            self._masks[weight.name].apply_(scores)
+        return scores.numpy().reshape(-1)
+
+    def _tensor(self, name: str) -> Tensor:
+        """Return the weight or the follower of that name as it is held now."""
+        return (self._chosen.get(name) or self._followers[name]).tensor
+
+    def _mask_followers(self) -> None:
+        if self._masks:
+            self._masks |= {name: Mask.of(follower.keep(self.masks)) for name, follower in self._followers.items()}
 
     def _gradient_hook(self, name: str) -> Callable[[Tensor], None]:
         def zero_pruned_gradient(parameter: Tensor) -> None:
@@ -289,7 +307,7 @@ class Sparsifier:
     def _clear_state_(self, optimizer: torch.optim.Optimizer) -> None:
         """Zero momentum and the like at pruned entries, so that they do not act if a weight comes back."""
         for name, mask in self._masks.items():
-            parameter = self._chosen[name].tensor
+            parameter = self._tensor(name)
             for value in optimizer.state.get(parameter, {}).values():
                 if isinstance(value, Tensor) and value.shape == parameter.shape and value.is_floating_point():
                     mask.apply_(value)

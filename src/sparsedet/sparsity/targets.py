@@ -1,88 +1,69 @@
 r"""Which weights are pruned, and for every other one the reason why not.
 
-Candidates are the weights of all convolutions (1d, 2d, 3d, transposed) and linear layers, subclasses
-included. A weight that several layers share is one candidate, under its first name. Names are those of the
-plain model: a wrapper of DistributedDataParallel, DataParallel, AveragedModel or torch.compile adds nothing
-to them.
+Candidates are the weights that `sparsedet.sparsity.weights.find_weights` finds, under the names of the plain
+model. A weight that several layers share is one candidate, under its first name, and answers to all of its
+names: it is left out if any of them is excluded.
 
-A pattern in `include` or `exclude` is one of
+A pattern in `include` or `exclude`, and wherever else weights are named, is one of
 
 ==================  ======================================================================================
 ``head.cls_pred``   exact name of a layer or of its weight (``head.cls_pred.weight``)
 ``head.*``          glob over whole names: ``*`` any text (dots too), ``?`` one character, ``[ab]`` one of
 ``re:head\.\d+``    regular expression that matches the whole name
 ``type:Conv2d``     class name of the layer or of one of its base classes
-``preset:…``        a kind of layer: ``depthwise``, convolutions with one input channel in each group
+``preset:…``        a kind of layer:
+                    ``depthwise``, convolutions with one input channel in each group;
+                    ``stem``, the first convolution of the model, provided that no other reads fewer channels
+                    (one does where a head is registered before the backbone: that is an error);
+                    ``prediction``, the layers that give the model's outputs: those called by the forward whose
+                    output no other conv or linear layer reads, as far as gradients flow (needs example inputs)
 ==================  ======================================================================================
 
-A pattern that matches nothing is an error, except a preset: a model need not have layers of that kind.
+A pattern that matches nothing is an error, except ``preset:depthwise``: a model need not have such layers.
 """
 
 import fnmatch
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
-import torch
-from pydantic import field_validator
-from torch import Tensor, nn
+from pydantic import AfterValidator
+from torch import nn
 
 from sparsedet.common.config import ConfigModel
 from sparsedet.common.errors import ConfigError, TargetMatchError, UnsupportedShapeError, did_you_mean
 from sparsedet.sparsity.patterns import Pattern
+from sparsedet.sparsity.weights import CONVOLUTIONS, Weight, find_weights
 
-WEIGHTED = (
-    nn.Conv1d, nn.Conv2d, nn.Conv3d,
-    nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d,
-    nn.Linear,
-)  # fmt: skip
-"""Layers whose weight can be pruned."""
+__all__ = ["PREDICTION", "PRESETS", "Selected", "Selector", "Targets", "find_weights", "match"]
 
+PRESETS = ("depthwise", "prediction", "stem")
+"""Names after ``preset:``."""
 
-def _is_depthwise(module: nn.Module) -> bool:
-    return module.groups == module.in_channels > 1 if isinstance(module, nn.modules.conv._ConvNd) else False
+PREDICTION = "preset:prediction"
+"""The one pattern that needs a forward pass, see `sparsedet.sparsity.predictions.find_predictions`."""
 
 
-PRESETS = {"depthwise": _is_depthwise}
-"""Name after ``preset:`` -> whether a layer is of that kind."""
+def _check_selector(selector: str) -> str:
+    preset = selector.removeprefix("preset:")
+    if selector.startswith("preset:") and preset not in PRESETS:
+        known = sorted(PRESETS)
+        raise ConfigError(
+            f"expected one of {known} after 'preset:', got '{preset}'.{did_you_mean(preset, known)} Correct it."
+        )
+    try:
+        re.compile(selector.removeprefix("re:") if selector.startswith("re:") else "")
+    except re.error as error:
+        raise ConfigError(
+            f"expected a regular expression after 're:', got '{selector}' ({error}). Correct it."
+        ) from error
+    return selector
 
-_WRAPPERS = (nn.parallel.DistributedDataParallel, nn.DataParallel, torch.optim.swa_utils.AveragedModel)
 
-
-@dataclass(frozen=True)
-class Weight:
-    """The weight of a convolution or linear layer.
-
-    Attributes:
-        names: full parameter names, more than one if layers share it; the first is the one in use.
-        modules: the layers that hold it.
-    """
-
-    names: tuple[str, ...]
-    modules: tuple[nn.Module, ...]
-
-    @property
-    def name(self) -> str:
-        """Full parameter name."""
-        return self.names[0]
-
-    @property
-    def tensor(self) -> Tensor:
-        """The weight as the layer holds it now."""
-        weight = self.modules[0].weight
-        assert isinstance(weight, Tensor)
-        return weight
-
-    @property
-    def is_parameter(self) -> bool:
-        """Whether the layer holds it as a plain parameter, not computed by a parametrization or hook."""
-        return any(name == "weight" for name, _ in self.modules[0].named_parameters(recurse=False))
-
-    @property
-    def layer_names(self) -> tuple[str, ...]:
-        """Names of the layers."""
-        return tuple(name.removesuffix("weight").removesuffix(".") for name in self.names)
+Selector = Annotated[str, AfterValidator(_check_selector)]
+"""A pattern that names weights (see the module)."""
 
 
 @dataclass(frozen=True)
@@ -115,113 +96,142 @@ class Targets(ConfigModel):
         include_frozen: also prune weights that do not require a gradient.
     """
 
-    include: tuple[str, ...] = ("*",)
-    exclude: tuple[str, ...] = ()
+    include: tuple[Selector, ...] = ("*",)
+    exclude: tuple[Selector, ...] = ()
     include_frozen: bool = False
 
-    @field_validator("include", "exclude")
-    @classmethod
-    def _check_patterns(cls, patterns: tuple[str, ...]) -> tuple[str, ...]:
-        for pattern in patterns:
-            preset = pattern.removeprefix("preset:")
-            if pattern.startswith("preset:") and preset not in PRESETS:
-                known = sorted(PRESETS)
-                hint = did_you_mean(preset, known)
-                raise ConfigError(f"expected one of {known} after 'preset:', got '{preset}'.{hint} Correct it.")
-            try:
-                re.compile(pattern.removeprefix("re:") if pattern.startswith("re:") else "")
-            except re.error as error:
-                raise ConfigError(
-                    f"expected a regular expression after 're:', got '{pattern}' ({error}). Correct it."
-                ) from error
-        return patterns
-
-    def select(self, weights: Sequence[Weight], pattern: Pattern) -> tuple[Selected, ...]:
+    def select(
+        self, weights: Sequence[Weight], pattern: Pattern, predictions: Collection[str] | None = None
+    ) -> tuple[Selected, ...]:
         """Return one row for each weight.
 
+        Args:
+            weights: all weights of the model.
+            pattern: what must be able to serve a weight.
+            predictions: names of the weights that ``preset:prediction`` means; None: not known.
+
         Raises:
-            TargetMatchError: a pattern matches no weight, or no weight is chosen.
-            UnsupportedShapeError: a weight included by its exact name cannot be served by `pattern`.
+            TargetMatchError: a pattern matches no weight, a preset cannot be told, or no weight is chosen.
+            UnsupportedShapeError: a weight included by its exact name cannot be pruned or served by `pattern`.
         """
-        for key, patterns in (("include", self.include), ("exclude", self.exclude)):
-            for index, text in enumerate(patterns):
-                if not text.startswith("preset:") and not any(_matches(text, weight) for weight in weights):
-                    raise TargetMatchError(_no_match(f"sparsity.targets.{key}[{index}]", text, weights))
-        rows = tuple(self._row(weight, pattern) for weight in weights)
+        include = match("sparsity.targets.include", self.include, weights, predictions)
+        exclude = match("sparsity.targets.exclude", self.exclude, weights, predictions)
+        rows = []
+        for weight in weights:
+            is_spared = pattern.kills_channels and weight.name in (predictions or ())
+            chosen, reason = self._decide(weight, pattern, is_spared, _by(weight, include), _by(weight, exclude))
+            module_type, shape = type(weight.modules[0]).__name__, tuple(weight.tensor.shape)
+            rows.append(Selected(weight.name, module_type, shape, weight.tensor.numel(), chosen, reason))
         if not any(row.chosen for row in rows):
             reasons = "; ".join(f"{count} × {reason}" for reason, count in Counter(row.reason for row in rows).items())
             raise TargetMatchError(
                 "sparsity.targets: expected at least one weight to prune, "
                 f"got none ({reasons or 'no conv or linear layer'}). Widen include, or shorten exclude."
             )
-        return rows
+        return tuple(rows)
 
-    def _row(self, weight: Weight, pattern: Pattern) -> Selected:
-        chosen, reason = self._decide(weight, pattern)
-        module_type = type(weight.modules[0]).__name__
-        return Selected(weight.name, module_type, tuple(weight.tensor.shape), weight.tensor.numel(), chosen, reason)
-
-    def _decide(self, weight: Weight, pattern: Pattern) -> tuple[bool, str]:
-        for text in self.exclude:
-            if _matches(text, weight):
-                return False, f"exclude '{text}'"
-        included = [text for text in self.include if _matches(text, weight)]
-        if not included:
+    def _decide(
+        self, weight: Weight, pattern: Pattern, is_spared: bool, include: Sequence[str], exclude: Sequence[str]
+    ) -> tuple[bool, str]:
+        if exclude:
+            return False, f"exclude '{exclude[0]}'"
+        if not include:
             return False, "not in include"
-        named = next((text for text in included if _is_name(text)), None)
-        refusal = self._refusal(weight) or pattern.unserved(weight.modules[0])
-        if refusal and named:
+        named = next((text for text in include if _is_name(text)), None)
+        refusal = self._refusal(weight, pattern, is_spared)
+        if refusal is None:
+            return True, f"include '{named or include[0]}'"
+        reason, remedy = refusal
+        if named:
             raise UnsupportedShapeError(
                 f"sparsity.targets.include: expected a weight that can be pruned, got '{named}' of shape "
-                f"{tuple(weight.tensor.shape)}: {refusal}. Remove it from include, or {self._remedy(weight)}."
+                f"{tuple(weight.tensor.shape)}: {reason}. Remove it from include, or {remedy}."
             )
-        return (False, refusal) if refusal else (True, f"include '{named or included[0]}'")
+        return False, reason
 
-    def _refusal(self, weight: Weight) -> str | None:
-        if not weight.is_parameter:
-            return "not a plain parameter (computed by a parametrization)"
-        if not weight.tensor.requires_grad and not self.include_frozen:
-            return "frozen (requires_grad is False)"
-        return None
+    def _refusal(self, weight: Weight, pattern: Pattern, is_spared: bool) -> tuple[str, str] | None:
+        """Return why the weight cannot be pruned, and what to do about it."""
+        tensor = weight.tensor
+        rules = (
+            (
+                not weight.is_parameter,
+                "not a plain parameter (computed by a parametrization)",
+                "remove the parametrization",
+            ),
+            (bool(weight.others), f"shared with {', '.join(weight.others)}", "give each module a weight of its own"),
+            (tensor.is_complex(), f"complex ({tensor.dtype})", "hold real and imaginary parts in two layers"),
+            (tensor.numel() == 0, "empty", "give the layer channels"),
+            (tensor.is_meta, "without values (meta device)", "move the model to a device"),
+            (
+                not tensor.requires_grad and not self.include_frozen,
+                "frozen (requires_grad is False)",
+                "set include_frozen: true",
+            ),
+            (is_spared, "its channels are outputs of the model", "use the pattern type 'unstructured'"),
+        )
+        for applies, reason, remedy in rules:
+            if applies:
+                return reason, remedy
+        unserved = pattern.unserved(weight.layer)
+        return None if unserved is None else (unserved, "use the pattern type 'unstructured'")
 
-    def _remedy(self, weight: Weight) -> str:
-        if not weight.is_parameter:
-            return "remove the parametrization"
-        if not weight.tensor.requires_grad and not self.include_frozen:
-            return "set include_frozen: true"
-        return "use the pattern type 'unstructured'"
 
+def match(
+    path: str, selectors: Sequence[str], weights: Sequence[Weight], predictions: Collection[str] | None = None
+) -> dict[str, frozenset[str]]:
+    """Return the names of the weights that each pattern matches.
 
-def unwrap(model: nn.Module) -> nn.Module:
-    """Return the plain model inside wrappers of DDP, averaging and torch.compile."""
-    while True:
-        inner = getattr(model, "_orig_mod", None)
-        if inner is None and isinstance(model, _WRAPPERS):
-            inner = model.module
-        if not isinstance(inner, nn.Module):
-            return model
-        model = inner
-
-
-def find_weights(model: nn.Module) -> tuple[Weight, ...]:
-    """Return the weights of all convolutions and linear layers in the order of the model.
+    Args:
+        path: key path of the patterns, for messages.
+        selectors: patterns (see the module).
+        weights: what they choose from.
+        predictions: names of the weights that ``preset:prediction`` means; None: not known.
 
     Raises:
-        ConfigError: a lazy layer has no shape yet.
+        TargetMatchError: a pattern matches nothing, or a preset cannot be told.
     """
-    found: dict[int, tuple[list[str], list[nn.Module]]] = {}
-    for module_name, module in unwrap(model).named_modules(remove_duplicate=False):
-        if not isinstance(module, WEIGHTED):
-            continue
-        name = ".".join(part for part in (*module_name.split("."), "weight") if part and part != "_orig_mod")
-        parameter = dict(module.named_parameters(recurse=False)).get("weight")
-        if isinstance(parameter, nn.parameter.UninitializedParameter):
-            raise ConfigError(f"model: expected weights with a shape, got the lazy layer '{name}'. Run it once first.")
-        names, modules = found.setdefault(id(module if parameter is None else parameter), ([], []))
-        names.append(name)
-        if module not in modules:
-            modules.append(module)
-    return tuple(Weight(tuple(names), tuple(modules)) for names, modules in found.values())
+    found = {}
+    for index, selector in enumerate(selectors):
+        if selector == PREDICTION and predictions is None:
+            raise TargetMatchError(
+                f"{path}[{index}]: expected example inputs, which '{PREDICTION}' needs, got none. Write for example "
+                "sparsity.input_shape: [1, 3, 800, 1333], pass example_inputs, or name the layers."
+            )
+        if selector.startswith("preset:"):
+            names = _preset(f"{path}[{index}]", selector, weights, predictions or ())
+        else:
+            names = frozenset(weight.name for weight in weights if _matches(selector, weight))
+        if not names and selector != "preset:depthwise":
+            raise TargetMatchError(_no_match(f"{path}[{index}]", selector, weights))
+        found[selector] = names
+    return found
+
+
+def _preset(path: str, selector: str, weights: Sequence[Weight], predictions: Collection[str]) -> frozenset[str]:
+    if selector == PREDICTION:
+        return frozenset(weight.name for weight in weights if weight.name in predictions)
+    if selector == "preset:depthwise":
+        return frozenset(weight.name for weight in weights if any(map(_is_depthwise, weight.modules)))
+    convolutions = [
+        (module.in_channels, weight.name) for weight in weights if isinstance(module := weight.modules[0], CONVOLUTIONS)
+    ]
+    if not convolutions:
+        raise TargetMatchError(f"{path}: expected a model with a convolution, got none. Name its first layer.")
+    (num_channels, name), (fewest, other) = convolutions[0], min(convolutions)
+    if fewest < num_channels:
+        raise TargetMatchError(
+            f"{path}: expected the first convolution to read the fewest channels, got '{name}' which reads "
+            f"{num_channels} and '{other}' which reads {fewest}. Name the stem."
+        )
+    return frozenset([name])
+
+
+def _is_depthwise(module: nn.Module) -> bool:
+    return isinstance(module, CONVOLUTIONS) and module.groups == module.in_channels > 1
+
+
+def _by(weight: Weight, found: dict[str, frozenset[str]]) -> list[str]:
+    return [selector for selector, names in found.items() if weight.name in names]
 
 
 def _is_name(pattern: str) -> bool:
@@ -232,8 +242,6 @@ def _matches(pattern: str, weight: Weight) -> bool:
     if pattern.startswith("type:"):
         wanted = pattern.removeprefix("type:")
         return any(base.__name__ == wanted for module in weight.modules for base in type(module).__mro__)
-    if pattern.startswith("preset:"):
-        return any(map(PRESETS[pattern.removeprefix("preset:")], weight.modules))
     names = (*weight.names, *weight.layer_names)
     if pattern.startswith("re:"):
         return any(re.fullmatch(pattern.removeprefix("re:"), name) for name in names)

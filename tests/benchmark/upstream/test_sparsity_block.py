@@ -6,38 +6,9 @@ from sparsedet.benchmark.upstream.sparsity_block import translate_document
 from sparsedet.common.document import parse_yaml
 from sparsedet.common.errors import ConfigError
 
-LEVEL_WISE = """\
-sparsity:
-  mask_generator:
-    type: NormalMaskGenerator
-  fake_sparse:
-    type: FakeSparse
-  scheduler:
-    type: AmbaLevelPruneScheduler
-    kwargs:
-      total_iters: None
-      sparsity_table: [30,40,50,60,70,80,90]
-      no_prune_keyword: ''
-      no_prune_layer: ''
-      prun_algo: 1
-      prun_algo_tuning: 0.5
-      dw_no_prune: False
-      do_sparse_analysis: False
-      default_input_shape: [1,3,1333,1333]  # choose your input shape
-      output_dir: path_to_sparse_analysis
-      save_dir: path_to_sparse_ckpts
-  leaf_module: [Space2Depth, FrozenBatchNorm2d]
-"""
-AMPERE = """\
-sparsity:
-  scheduler:
-    type: AmpereScheduler
-    kwargs:
-      mask_calculator: m4n2_1d
-      allow_recompute_mask: False
-      allow_permutation: False
-      verbosity: 0
-"""
+FILES = Path(__file__).parent / "files"
+LEVEL_WISE = (FILES / "published_level_wise.txt").read_text()
+AMPERE = (FILES / "published_two_four.txt").read_text()
 
 
 def translate(text, **changes):
@@ -45,14 +16,21 @@ def translate(text, **changes):
         text = "\n".join(new if line.strip().startswith(f"{old}:") else line for line in text.splitlines())
     document = parse_yaml(text, "r.yaml", Path("/"))
     notes = translate_document(document)
-    return document.data, {note.key: note for note in notes}
+    texts = {}
+    for note in notes:
+        texts[note.key] = f"{texts.get(note.key, '')}{note.outcome}: {note.text}\n"
+    return document.data, texts
 
 
 def keys_of(text):
-    document = parse_yaml(text, "r.yaml", Path("/"))
-    block = document.data["sparsity"]
-    keys = {f"sparsity.{key}" for key in block if key != "scheduler"}
-    return keys | {f"sparsity.scheduler.kwargs.{key}" for key in block["scheduler"]["kwargs"]}
+    """Every key of a block that has no keys below it."""
+
+    def leaves(node, path):
+        if not isinstance(node, dict):
+            return {path}
+        return {leaf for key, item in node.items() for leaf in leaves(item, f"{path}.{key}")}
+
+    return leaves(parse_yaml(text, "r.yaml", Path("/")).data["sparsity"], "sparsity")
 
 
 def test_the_published_level_wise_block():
@@ -66,13 +44,14 @@ def test_the_published_level_wise_block():
     }
     assert data["write_analysis"] is False
     assert set(notes) == keys_of(LEVEL_WISE)
-    assert "lamp" in notes["sparsity.scheduler.kwargs.prun_algo"].text
+    assert "lamp" in notes["sparsity.scheduler.kwargs.prun_algo"]
+    assert "fixed within a level" in notes["sparsity.scheduler.type"]
 
 
 def test_leaf_module_may_stand_beside_the_block():
     data, notes = translate(LEVEL_WISE.replace("  leaf_module", "leaf_module"))
     assert "leaf_module" not in data
-    assert notes["leaf_module"].outcome == "no effect"
+    assert notes["leaf_module"].startswith("no effect")
 
 
 def test_the_published_ampere_block():
@@ -112,12 +91,18 @@ def test_what_the_keys_mean():
         (LEVEL_WISE, "prun_algo: 2", "r.yaml:13: sparsity.scheduler.kwargs.prun_algo: expected 0 or 1, got 2."),
         (LEVEL_WISE, "prun_algo: 1\n      prun_hw_aware: chip.txt", "expected nothing, got 'chip.txt'. Refused: "),
         (LEVEL_WISE, "prun_algo: 1\n      mask_dict: a.pth", "mask_dict: expected nothing, got 'a.pth'. Refused: "),
-        (LEVEL_WISE, "prun_algo: 1\n      prune_algo: 1", "prune_algo: expected a key of AmbaLevelPruneScheduler"),
+        (LEVEL_WISE, "prun_algo: 1\n      prune_algo: 1", "prune_algo: expected one of ['default_input_custom', "),
+        (LEVEL_WISE, "prun_algo: 1\n      prune_algo: 1", "Did you mean 'prun_algo'?"),
         (LEVEL_WISE, "sparsity_table: [30, 100]", "sparsity_table: expected percentages in [0, 100), got 100."),
         (LEVEL_WISE, "total_iters: many", "total_iters: expected a number of steps or None, got 'many'."),
-        (AMPERE, "mask_calculator: m4n2_2d_best", "mask_calculator: expected 'm4n2_1d', got 'm4n2_2d_best'."),
-        (AMPERE, "allow_permutation: True", "allow_permutation: expected False, got True."),
-        (AMPERE, "allow_recompute_mask: True", "allow_recompute_mask: expected False, got True."),
+        (AMPERE, "mask_calculator: m8n4_1d", "expected one of ['m4n2_1d', 'm4n2_2d_best', 'm4n2_2d_greedy']"),
+        (AMPERE, "verbosity: 0\n      whitelist: [a]", "whitelist: expected null, got [\"a\"]. Refused: "),
+        (LEVEL_WISE, "prun_algo: 1\n      prun_hw_aware: chip.txt", "alternative is sparsity.limits, the largest"),
+        (LEVEL_WISE, "dw_no_prune: maybe", "dw_no_prune: expected true or false, got 'maybe'."),
+        (LEVEL_WISE, "leaf_module: [A]\n  fuse_bn: true", "fuse_bn: expected false, got true. Refused: "),
+        (LEVEL_WISE, "sparsity_table: 30", "sparsity_table: expected a list of numbers, got 30."),
+        (AMPERE, "allow_permutation: True", "allow_permutation: expected false, got true. Refused: "),
+        (AMPERE, "allow_recompute_mask: True", "allow_recompute_mask: expected false, got true. Refused: "),
         (AMPERE, "type: AmbaScheduler", "'AmpereScheduler'], got 'AmbaScheduler'."),
         (LEVEL_WISE, "type: NMMaskGenerator", "expected one of ['NormalMaskGenerator'], got 'NMMask"),
     ],
@@ -138,9 +123,43 @@ def test_unknown_keys_of_the_block_are_refused():
         translate(LEVEL_WISE.replace("  mask_generator:", "  mask_genrator:"))
 
 
-def test_whole_files_of_united_perception_are_refused_for_now():
-    with pytest.raises(ConfigError, match=r"net: expected a native recipe, got a whole United-Perception file"):
-        translate("net:\n- name: backbone\n")
+def test_every_other_key_of_the_schedulers_has_no_effect_and_says_why():
+    more = {
+        "sparse_rate_tolerance": 0.01, "prune_tolerance_max": 1.0, "prune_tolerance_min": 1.0, "verbose": "true",
+        "lr_scheduler": "null", "init_lr": 0.1, "mask_dict": "None", "prun_hw_aware": "''",
+        "default_input_custom": "null",
+    }  # fmt: skip
+    lines = "".join(f"      {key}: {value}\n" for key, value in more.items())
+    text = LEVEL_WISE.replace("      prun_algo: 1\n", "      prun_algo: 1\n" + lines)
+    text = text.replace("type: FakeSparse\n", "type: DefaultFakeSparse\n    kwargs: {weight_correction: false}\n")
+    text = text.replace("  mask_generator:", "  fuse_bn: false\n  sparsity: null\n  mask_generator:")
+    data, notes = translate(text)
+    assert data["sparsity"] == translate(LEVEL_WISE)[0]["sparsity"]
+    assert set(notes) >= keys_of(text)
+    for key in more:
+        assert notes[f"sparsity.scheduler.kwargs.{key}"].startswith("no effect: ")
+
+
+@pytest.mark.parametrize(("generator", "key"), [("mask_generator", "structured"), ("fake_sparse", "mask_is_static")])
+def test_other_masks_than_plain_ones_are_refused(generator, key):
+    old = "NormalMaskGenerator" if generator == "mask_generator" else "FakeSparse"
+    with pytest.raises(
+        ConfigError, match=rf"sparsity\.{generator}\.kwargs\.{key}: expected false, got true\. Refused:"
+    ):
+        translate(LEVEL_WISE.replace(f"type: {old}", f"type: {old}\n    kwargs: {{{key}: true}}"))
+
+
+def test_defaults_are_those_of_msbench():
+    data, _ = translate("sparsity: {scheduler: {type: AmbaLevelPruneScheduler}}\n")
+    assert data == {
+        "sparsity": {
+            "scope": "all",
+            "targets": {"include_frozen": True, "exclude": []},
+            "schedule": {"type": "level_wise", "levels": [0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9]},
+            "allocation": {"type": "energy", "tuning": 0.5},
+        },
+        "write_analysis": True,
+    }
 
 
 def test_native_blocks_pass_untouched():

@@ -9,6 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from sparsedet.detection.data.check import load_splits
+from sparsedet.detection.data.config import DataConfig
+from sparsedet.detection.data.dataset import DetectionDataset
+
 Coco = dict[str, Any]
 
 
@@ -70,3 +74,33 @@ def make_root(tmp_path: Path) -> Callable[..., Path]:
         return tmp_path
 
     return make_root
+
+
+@pytest.fixture
+def dataset(make_root, make_coco):
+    """Return a function that makes the training or validation split of seven images."""
+    root = make_root(make_coco(images=7))
+
+    def dataset(is_train=True, seed=0, **settings):
+        config = DataConfig(root=root, **settings)
+        train, val, _ = load_splits(config)
+        return DetectionDataset(train if is_train else val, config, is_train, seed)
+
+    return dataset
+
+
+@pytest.fixture(scope="session")
+def golden() -> dict[str, Any]:
+    """What United-Perception's own transforms and data set made of images of `blocks`."""
+    return json.loads((Path(__file__).parent / "golden" / "up_transforms.json").read_text())
+
+
+@pytest.fixture(scope="session")
+def blocks() -> Callable[..., Any]:
+    """Return a function that makes the pixels (H, W, 3) of the golden images: blocks of 8 x 8 in random colours."""
+
+    def blocks(height: int = 97, width: int = 131, seed: int = 31) -> Any:
+        colors = np.random.RandomState(seed).randint(0, 256, (height // 8 + 2, width // 8 + 2, 3)).astype(np.uint8)
+        return np.kron(colors, np.ones((8, 8, 1), np.uint8))[:height, :width]
+
+    return blocks

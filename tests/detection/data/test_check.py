@@ -27,7 +27,7 @@ def test_report_of_a_clean_data_set(make_root, make_coco):
     assert report.images_decoded
     assert report.train.name == "train"
     assert report.val.annotations == str(root / "annotations/val.json")
-    assert (report.train.num_images, report.train.num_images_without_boxes) == (3, 2)
+    assert (report.train.num_images, report.train.num_images_without_annotations) == (3, 2)
     assert (report.train.num_boxes, report.train.num_crowds) == (2, 1)
     assert report.train.boxes_per_category == {"cat": 1, "dog": 1}
     assert report.train.boxes_per_size == {"small": 1, "medium": 1, "large": 0}

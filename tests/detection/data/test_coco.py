@@ -98,6 +98,16 @@ def test_a_box_wholly_outside_is_left_out_and_counted(write, make_coco, box):
     )
 
 
+@pytest.mark.parametrize("box", [[5, 5, 5.5, 0], [5, 5, 0.0, 5], [5, 5, 0, 0], [60, 5, 0, 5]])
+def test_a_box_without_width_or_height_is_left_out_and_counted(write, make_coco, box):
+    path = write(make_coco(boxes=[INSIDE, box]))
+    dataset, findings = read(path)
+    assert [annotation.id for annotation in dataset.annotations] == [1]
+    assert findings.warnings == (
+        f"{path}: 1 x box has no width or no height and was left out (annotation 2 (image 1))",
+    )
+
+
 def test_a_box_over_the_edge_by_rounding_is_clipped_without_a_word(write, make_coco):
     dataset, findings = read(write(make_coco(boxes=[[30, 20, 10.004, 10.004]])))
     assert dataset.annotations[0].bbox == (30, 20, 10, 10)
@@ -225,7 +235,7 @@ def test_duplicate_ids(write, make_coco, key):
 
 
 CATEGORIES = "the id of a category in 'categories' (3, 7)"
-BOX = "bbox to be 4 finite numbers [x, y, width, height] with width and height above 0"
+BOX = "bbox to be 4 finite numbers [x, y, width, height] with width and height not below 0"
 REMOVE = "Correct or remove the annotation."
 
 
@@ -241,7 +251,7 @@ REMOVE = "Correct or remove the annotation."
             {"category_id": 4},
             f"(image 1): expected {CATEGORIES}, got category_id 4. Add the category or remove the annotation.",
         ),
-        ({"bbox": [1, 1, 0, 5]}, f"(image 1): expected {BOX}, got [1, 1, 0, 5]. {REMOVE}"),
+        ({"bbox": [1, 1, -1, 5]}, f"(image 1): expected {BOX}, got [1, 1, -1, 5]. {REMOVE}"),
         ({"bbox": [1, 1, 5, -2.5]}, f"(image 1): expected {BOX}, got [1, 1, 5, -2.5]. {REMOVE}"),
         ({"bbox": [math.nan, 1, 5, 5]}, f"(image 1): expected {BOX}, got [nan, 1, 5, 5]. {REMOVE}"),
         ({"bbox": [1, 1, math.inf, 5]}, f"(image 1): expected {BOX}, got [1, 1, inf, 5]. {REMOVE}"),
@@ -303,15 +313,15 @@ def test_an_entry_that_is_no_object_or_has_no_id_is_named_by_its_place(write, ma
 
 
 def test_many_faults_are_collected_the_first_ten_shown_and_the_rest_counted(write, make_coco):
-    messages = faults(write(make_coco(boxes=[[1, 1, 0, number] for number in range(1, 15)])))
+    messages = faults(write(make_coco(boxes=[[1, 1, -1, number] for number in range(1, 15)])))
     assert len(messages) == 11
-    assert messages[0] == f"annotation 1 (image 1): expected {BOX}, got [1, 1, 0, 1]. {REMOVE}"
+    assert messages[0] == f"annotation 1 (image 1): expected {BOX}, got [1, 1, -1, 1]. {REMOVE}"
     assert messages[-1] == "… and 4 more faults."
 
 
 def test_all_kinds_of_faults_are_found_at_once(write, make_coco):
     data = make_coco()
-    data["annotations"][0].update(image_id=9, category_id=4, bbox=[1, 1, 0, 0], iscrowd="yes")
+    data["annotations"][0].update(image_id=9, category_id=4, bbox=[1, 1, -1, 0], iscrowd="yes")
     assert len(faults(write(data))) == 4
 
 

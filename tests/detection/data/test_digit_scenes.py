@@ -59,7 +59,7 @@ def test_it_is_a_sound_data_set_of_800_and_200_images(folder):
         assert list(split.boxes_per_category) == ["0", "1", "4", "7"]
         counts = np.array(list(split.boxes_per_category.values()))
         assert counts.min() > 0.8 * counts.mean()
-        assert 0.02 < split.num_images_without_boxes / split.num_images < 0.08
+        assert 0.02 < split.num_images_without_annotations / split.num_images < 0.08
         assert 2 < split.num_boxes / split.num_images < 3
 
 

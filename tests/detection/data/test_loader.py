@@ -1,13 +1,14 @@
-import numpy as np
+from itertools import islice
+
 import pytest
 import torch
-from PIL import Image
 
 from sparsedet.common.errors import DatasetError
 from sparsedet.detection.data.check import load_splits
 from sparsedet.detection.data.config import DataConfig
-from sparsedet.detection.data.dataset import DetectionDataset
+from sparsedet.detection.data.dataset import DetectionDataset, Sample
 from sparsedet.detection.data.loader import collate, train_loader, val_loader
+from sparsedet.detection.data.samplers import AspectRatioGroups
 from sparsedet.detection.data.transforms import (
     ColorJitter,
     HorizontalFlip,
@@ -16,22 +17,9 @@ from sparsedet.detection.data.transforms import (
     ResizeShorter,
     ZoomOut,
 )
-from sparsedet.detection.structures import Detections
+from sparsedet.detection.structures import Detections, Target
 
 ALL_RANDOM = (ZoomOut(), IouCrop(), ColorJitter(), HorizontalFlip(), Resize(size=(32, 32)))
-
-
-@pytest.fixture
-def dataset(make_root, make_coco):
-    """Return a function that makes the training or validation split of seven images."""
-    root = make_root(make_coco(images=7))
-
-    def dataset(is_train=True, seed=0, **settings):
-        config = DataConfig(root=root, **settings)
-        train, val, _ = load_splits(config)
-        return DetectionDataset(train if is_train else val, config, is_train, seed)
-
-    return dataset
 
 
 def equal(one, other):
@@ -42,110 +30,38 @@ def equal(one, other):
     )
 
 
-# --- samples ---------------------------------------------------------------------------------------------
-
-
-def test_a_sample_is_the_normalised_image_and_its_boxes(dataset):
-    data = dataset(mean=(0.5, 0.25, 0.0), std=(0.5, 1.0, 2.0))
-    sample = data[0, 0]
-    pixels = np.asarray(Image.open(data.coco.image_path(data.images[0]))).transpose(2, 0, 1) / 255
-    expected = (pixels - np.array([0.5, 0.25, 0]).reshape(3, 1, 1)) / np.array([0.5, 1, 2]).reshape(3, 1, 1)
-    assert type(sample.image) is torch.Tensor
-    assert np.abs(sample.image.numpy() - expected).max() < 1e-6
-    assert type(sample.target.boxes_xyxy) is torch.Tensor
-    assert sample.target.boxes_xyxy.tolist() == [[2, 3, 12, 11]]
-    assert sample.target.labels.tolist() == [0]
-    assert sample.target.ignore_xyxy.shape == (0, 4)
-    assert (sample.image_id, sample.target.image_size, sample.original_size) == (1, (30, 40), (30, 40))
-
-
-def test_an_image_without_boxes_has_an_empty_target(dataset):
-    target = dataset()[0, 1].target
-    assert (target.boxes_xyxy.shape, target.boxes_xyxy.dtype) == ((0, 4), torch.float32)
-    assert (target.labels.shape, target.labels.dtype) == ((0,), torch.int64)
-
-
-def test_labels_follow_ascending_category_ids_and_crowds_are_ignore_regions(make_root, make_coco):
-    data = make_coco(boxes=[[0, 0, 5, 5], [1, 1, 5, 5], [2, 2, 5, 5]])
-    data["categories"].reverse()
-    data["annotations"][0]["category_id"] = 7
-    data["annotations"][2].update(category_id=7, iscrowd=1)
-    config = DataConfig(root=make_root(data), train_transforms=(Resize(size=(60, 80)),))
-    target = DetectionDataset(load_splits(config)[0], config, is_train=True)[0, 0].target
-    assert target.labels.tolist() == [1, 0]
-    assert target.boxes_xyxy.tolist() == [[0, 0, 10, 10], [2, 2, 12, 12]]
-    assert target.ignore_xyxy.tolist() == [[4, 4, 14, 14]]
-
-
-def test_boxes_that_were_cropped_away_are_no_targets(make_root, make_coco):
-    data = make_coco(boxes=[[0, 0, 6, 6], [33, 23, 6, 6]])
-    config = DataConfig(root=make_root(data), train_transforms=(IouCrop(),))
-    dataset = DetectionDataset(load_splits(config)[0], config, is_train=True)
-    targets = [dataset[epoch, 0].target for epoch in range(20)]
-    assert {len(target.labels) for target in targets} == {1, 2}
-    for target in targets:
-        assert len(target.boxes_xyxy) == len(target.labels)
-        assert ((target.boxes_xyxy[:, 2:] - target.boxes_xyxy[:, :2]) > 0).all()
-
-
-@pytest.mark.parametrize("without_boxes", [True, False])
-def test_images_without_boxes_are_trained_by_choice_and_always_evaluated(dataset, without_boxes):
-    assert len(dataset(train_without_boxes=without_boxes)) == (7 if without_boxes else 1)
-    assert len(dataset(is_train=False, train_without_boxes=without_boxes)) == 7
-
-
-def test_no_image_left_to_train_on(make_root, make_coco):
-    data = make_coco()
-    data["annotations"][0]["iscrowd"] = 1
-    config = DataConfig(root=make_root(data), train_without_boxes=False)
-    train = load_splits(config)[0]
-    with pytest.raises(DatasetError) as raised:
-        DetectionDataset(train, config, is_train=True)
-    assert str(raised.value) == (
-        f"{train.path}: expected an image with boxes, got none. Annotate some images, or set train_without_boxes: true."
-    )
-
-
-def test_the_random_transforms_of_an_image_depend_on_seed_epoch_and_index_only(dataset):
-    data = dataset(train_transforms=ALL_RANDOM)
-    first = data[3, 0].image
-    torch.rand(5)
-    assert torch.equal(data[3, 0].image, first)
-    assert torch.equal(dataset(train_transforms=ALL_RANDOM)[3, 0].image, first)
-    assert not torch.equal(data[4, 0].image, first)
-    assert not torch.equal(dataset(train_transforms=ALL_RANDOM, seed=1)[3, 0].image, first)
-
-
 def test_loading_leaves_the_global_generator_alone(dataset):
     before = torch.get_rng_state()
-    for _ in train_loader(dataset(train_transforms=ALL_RANDOM), 2, 0, 3, stride=32):
+    for _ in train_loader(dataset(train_transforms=ALL_RANDOM), 2, range(3), stride=32):
         pass
     assert torch.equal(torch.get_rng_state(), before)
-
-
-def test_the_cache_gives_the_same_samples_without_the_file(dataset):
-    data = dataset(cache=True)
-    first = data[0, 0]
-    data.coco.image_path(data.images[0]).unlink()
-    assert torch.equal(data[0, 0].image, first.image)
-    data.coco.image_path(data.images[6]).unlink()
-    with pytest.raises(DatasetError, match="expected an image file"):
-        data[0, 6]
-
-
-# --- batches ---------------------------------------------------------------------------------------------
 
 
 def test_collate_pads_with_zeros_at_the_right_and_below(dataset):
     data = dataset(is_train=False)
     small, large = data[0, 0], dataset(is_train=False, val_transforms=(Resize(size=(33, 20)),))[0, 1]
-    batch = collate([small, large], stride=16)
+    batch = collate([small, large], 16)
     assert batch.images.shape == (2, 3, 48, 48)
     assert torch.equal(batch.images[0, :, :30, :40], small.image)
     assert torch.equal(batch.images[1, :, :33, :20], large.image)
     assert batch.images[0, :, 30:].abs().sum() + batch.images[0, :, :, 40:].abs().sum() == 0
     assert [target.image_size for target in batch.targets] == [(30, 40), (33, 20)]
     assert batch.image_ids == (1, 2)
+
+
+def test_united_perceptions_padded_batch():
+    target = Target(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), torch.zeros(0, 4), (0, 0))
+    samples = [Sample(torch.ones(3, *size), target, 1, size) for size in ((97, 131), (128, 200))]
+    images = collate(samples, 32).images
+    assert images.shape == (2, 3, 128, 224)
+    assert images.sum(dim=(1, 2, 3)).tolist() == [38121.0, 76800.0]  # golden `batch_pad_32`
+    assert images[0, :, :97, :131].min() == images[1, :, :128, :200].min() == 1
+
+
+def test_batches_are_padded_to_the_multiple_that_the_data_ask_for(dataset):
+    for loader in (train_loader(dataset(pad_multiple=7), 2, range(1), 32), val_loader(dataset(pad_multiple=7), 2, 32)):
+        assert next(loader).images.shape[2:] == (35, 42)  # images of 30 x 40
+    assert next(train_loader(dataset(), 2, range(1), 32)).images.shape[2:] == (32, 64)
 
 
 def test_to_moves_images_and_targets(dataset):
@@ -155,7 +71,7 @@ def test_to_moves_images_and_targets(dataset):
 
 
 def test_batches_have_equal_size_and_each_pass_shows_every_image_once(dataset):
-    batches = list(train_loader(dataset(), 3, 0, 14, stride=32))
+    batches = list(train_loader(dataset(), 3, range(14), stride=32))
     assert [len(batch.image_ids) for batch in batches] == [3] * 14
     ids = [image_id for batch in batches for image_id in batch.image_ids]
     passes = [ids[start : start + 7] for start in range(0, 42, 7)]
@@ -165,24 +81,41 @@ def test_batches_have_equal_size_and_each_pass_shows_every_image_once(dataset):
 
 def test_the_stream_can_be_entered_at_any_step(dataset):
     data = dataset(train_transforms=ALL_RANDOM)
-    whole = list(train_loader(data, 3, 0, 12, stride=32))
+    whole = list(train_loader(data, 3, range(12), stride=32))
     for first_step in (1, 5, 11):
-        rest = list(train_loader(data, 3, first_step, 12, stride=32))
+        rest = list(train_loader(data, 3, range(first_step, 12), stride=32))
         assert len(rest) == 12 - first_step
         assert all(map(equal, rest, whole[first_step:]))
 
 
+def test_every_rank_of_a_step_has_its_batch(make_root, make_coco):
+    data = make_coco(images=9)
+    heights = [30, 60, 70] * 3
+    for image, height in zip(data["images"], heights, strict=True):
+        image.update(width=40, height=height)
+    sampler = AspectRatioGroups(boundaries=(1.6,))
+    config = DataConfig(root=make_root(data), sampler=sampler)
+    dataset = DetectionDataset(load_splits(config)[0], config, is_train=True)
+    expected = list(islice(sampler.batches([0.75, 1.5, 1.75] * 3, 2, 2, seed=0, first_step=1), 8))
+    found = [batch.image_ids for batch in train_loader(dataset, 2, range(1, 5), 32, num_ranks=2)]
+    assert found == [tuple(index + 1 for _, index in batch) for batch in expected]
+    assert all(len({heights[image_id - 1] == 70 for image_id in batch}) == 1 for batch in found)
+    assert any(len(batch) == 2 for batch in found)
+
+
 def test_another_seed_gives_another_order(dataset):
     def order(seed):
-        return [batch.image_ids for batch in train_loader(dataset(seed=seed), 7, 0, 1, stride=32)]
+        return [batch.image_ids for batch in train_loader(dataset(seed=seed), 7, range(1), stride=32)]
 
     assert order(0) == order(0) != order(1)
 
 
 def test_worker_processes_change_nothing(dataset):
     data = dataset(train_transforms=ALL_RANDOM)
-    alone = list(train_loader(data, 3, 0, 5, stride=32))
-    assert all(map(equal, train_loader(data, 3, 0, 5, stride=32, num_workers=2), alone))
+    alone = list(train_loader(data, 3, range(5), stride=32))
+    worked = list(train_loader(data, 3, range(5), stride=32, num_workers=2))
+    assert len(worked) == len(alone)
+    assert all(map(equal, worked, alone))
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
@@ -191,7 +124,7 @@ def test_a_broken_image_is_named_also_from_a_worker_process(dataset, num_workers
     path = data.coco.image_path(data.images[2])
     path.write_bytes(b"broken")
     with pytest.raises(DatasetError) as raised:
-        list(train_loader(data, 7, 0, 1, stride=32, num_workers=num_workers))
+        list(train_loader(data, 7, range(1), stride=32, num_workers=num_workers))
     assert str(raised.value).startswith(f"{path}: expected a whole image file, got a damaged one (")
     assert str(raised.value).endswith("or remove the image from the annotation file.")
 

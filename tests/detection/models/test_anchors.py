@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from sparsedet.detection.models.anchors import Anchors
+from sparsedet.common.errors import ConfigError
+from sparsedet.detection.models.anchors import Anchors, per_anchor
 
 ONE_PIXEL = torch.tensor([0.0, 0.0, 1.0, 1.0])  # from UP's inclusive corners to continuous ones
 
@@ -33,6 +34,27 @@ def test_grid_order_is_row_column_anchor():
     assert grid.dtype == torch.float32
     assert grid[0].tolist() == [0, 0, 8, 8]
     assert grid[(1 * 3 + 2) * 2 + 1].tolist() == [12, 4, 28, 20]
+
+
+@pytest.mark.parametrize(("ratio", "stride", "sides"), [(1e-3, 8, "253 x 0"), (1000.0, 8, "0 x 0")])
+def test_sides_that_round_to_nothing_are_refused(ratio, stride, sides):
+    anchors = Anchors(ratios=(1.0, ratio))
+    with pytest.raises(ConfigError) as error:
+        anchors.base(stride, legacy=True)
+    assert str(error.value) == (
+        f"anchors.ratios: expected sides of at least one pixel after legacy rounding, got {sides} from the ratio "
+        f"{ratio:g} at stride {stride}. Choose a ratio nearer to 1."
+    )
+    for other in (anchors.base(stride, legacy=False), anchors.base(stride * 1024, legacy=True)):
+        assert (other[:, 2:] > other[:, :2]).all()
+
+
+def test_maps_become_rows_in_the_order_of_the_anchors():
+    x = torch.arange(2 * 6 * 2 * 3).reshape(2, 6, 2, 3).to(torch.bfloat16)  # two anchors of three values
+    rows = per_anchor(x, 3)
+    assert rows.dtype == torch.float32
+    assert rows.shape == (2, 12, 3)
+    assert rows[1, (0 * 3 + 2) * 2 + 1].tolist() == x[1, 3:, 0, 2].tolist()
 
 
 def test_scales_must_be_positive():

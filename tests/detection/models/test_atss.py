@@ -1,14 +1,11 @@
-import math
-
 import pytest
 import torch
 
 from sparsedet.detection.models.anchors import Anchors
-from sparsedet.detection.models.atss import ATSS, BACKGROUND, IGNORED
-from sparsedet.detection.models.boxes import encode_boxes
+from sparsedet.detection.models.assignment import BACKGROUND, IGNORED
+from sparsedet.detection.models.atss import ATSS
 from sparsedet.detection.structures import Target
 
-ONE_PIXEL = torch.tensor([0.0, 0.0, 1.0, 1.0])  # from UP's inclusive corners to continuous ones
 CPU = torch.device("cpu")
 
 
@@ -22,32 +19,6 @@ def make_target(boxes=(), labels=None, ignore=(), image_size=(64, 64)):
 def one_level():
     """64 anchors of 16 px, centred in the cells of an 8 x 8 grid of stride 8."""
     return [Anchors(scales=(2.0,)).grid((8, 8), 8, legacy=False, device=CPU)]
-
-
-@pytest.mark.parametrize("ignoring", ["noignore", "ignore"])
-@pytest.mark.parametrize(("top_n", "scales"), [(18, (6.0, 8.0)), (9, (8.0,))])
-def test_targets_equal_ups(golden, top_n, scales, ignoring):
-    units = golden("golden_units.npz")
-    anchors = [
-        Anchors(scales=scales).grid((math.ceil(640 / s), math.ceil(800 / s)), s, legacy=True, device=CPU)
-        for s in (8, 16, 32, 64, 128)
-    ]
-    targets = []
-    for image, info in enumerate(golden("golden_units.json")["assign"]["image_info"]):
-        rows = units[f"assign_gt{image}"]
-        regions = units[f"assign_ignore{image}"] if ignoring == "ignore" else torch.zeros(0, 4)
-        boxes = rows[:, :4] + ONE_PIXEL
-        targets.append(Target(boxes, rows[:, 4].long() - 1, regions + ONE_PIXEL, (info[0], info[1])))
-    assigner = ATSS(top_n=top_n, ignore_overrides_positives=True)
-    assignment = assigner.assign(anchors, targets, legacy=True)
-    for image, matches in enumerate(assignment.matches):
-        prefix = f"assign_atss{top_n}_{ignoring}_{image}_"
-        positive = (matches >= 0).nonzero()[:, 0]
-        assert torch.equal(positive.int(), units[prefix + "pos"])
-        assert torch.equal((assignment.labels[matches[positive]] + 1).short(), units[prefix + "cls"])
-        assert torch.equal((matches == IGNORED).nonzero()[:, 0].int(), units[prefix + "minus1"])
-        deltas = encode_boxes(assignment.boxes_xyxy[matches[positive]], torch.cat(anchors)[positive])
-        torch.testing.assert_close(deltas, units[prefix + "loc"], rtol=1e-5, atol=1e-5)
 
 
 def test_candidates_at_equal_distance_are_taken_by_index(one_level):

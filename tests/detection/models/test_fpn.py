@@ -31,3 +31,13 @@ def test_pooling_and_missing_extra_levels_have_no_parameters():
     pooled = FPNConfig(channels=4, num_levels=4, extra="pool").build((3, 5), lowest_level=3)
     assert len(plain(FEATURES)) == 2
     assert set(plain.state_dict()) == set(pooled.state_dict())
+
+
+def test_initial_weights():
+    torch.manual_seed(0)
+    glorot = FPNConfig(channels=64, num_levels=2, norm="none").build((64, 32), lowest_level=3)
+    normal = FPNConfig(channels=64, num_levels=2, init_std=0.01).build((64, 32), lowest_level=3)
+    assert glorot.lateral["4"].conv.weight.std().item() == pytest.approx((2 / (32 + 64)) ** 0.5, rel=0.05)
+    assert glorot.output["3"].conv.weight.std().item() == pytest.approx((2 / (9 * 128)) ** 0.5, rel=0.05)
+    assert glorot.lateral["4"].conv.bias.abs().max() == 0
+    assert normal.lateral["4"].conv.weight.std().item() == pytest.approx(0.01, rel=0.05)

@@ -35,6 +35,41 @@ def test_max_detections_counts_all_classes():
     assert found.scores.tolist() == pytest.approx([0.9, 0.8, 0.75])
 
 
+@pytest.mark.parametrize(("num_anchors", "up_compat", "is_filtered"), [
+    (120, True, False),
+    (121, True, True),
+    (120, False, True),
+    (1, True, False),
+])  # fmt: skip
+def test_up_applies_the_threshold_only_to_levels_of_more_than_120_anchors(num_anchors, up_compat, is_filtered):
+    boxes = torch.arange(num_anchors)[:, None] * 4.0 + torch.tensor([0.0, 0.0, 3.0, 3.0])
+    scores = torch.linspace(0, 0.3, num_anchors)[:, None]
+    options = {"image_size": (999, 999), "score_threshold": 0.2, "max_detections": 999, "up_compat": up_compat}
+    found = select(boxes, scores, **options)
+    expected = scores[scores > 0.2] if is_filtered else scores[:, 0]
+    assert found.scores.tolist() == expected.tolist()[::-1]
+
+
+def test_up_judges_each_level_by_its_own_number_of_anchors():
+    boxes = torch.tensor([[0.0, 0.0, 3.0, 3.0]])
+    deltas = torch.zeros(121, 4)
+    fine = boxes + 4 * torch.arange(121)[:, None] * torch.tensor([1.0, 0.0, 1.0, 0.0])
+    coarse = boxes + torch.tensor([0.0, 5.0, 0.0, 5.0])
+    levels = [torch.full((121, 1), 0.1), torch.full((1, 1), 0.1)], [deltas, deltas[:1]], [fine, coarse]
+    found = PostProcessing(score_threshold=0.2, up_compat=True).select(*levels, (9, 999), False)
+    assert found.boxes_xyxy.tolist() == [[0.0, 5.0, 3.0, 8.0]]
+    assert len(PostProcessing(score_threshold=0.2).select(*levels, (9, 999), False).scores) == 0
+
+
+def test_nms_equals_ups(golden):
+    units = golden("golden_units.npz")
+    boxes, scores = units["nms_in"][:, :4] + torch.tensor([0.0, 0.0, 1.0, 1.0]), units["nms_in"][:, 4:]
+    found = select(boxes, scores, (999, 999), legacy=True, score_threshold=0.0, nms_iou=0.5, max_detections=999)
+    kept = units["nms_keep_0.5_unsorted__SUBSTITUTED_KERNEL"].long()
+    torch.testing.assert_close(found.scores, scores[kept, 0])
+    torch.testing.assert_close(found.boxes_xyxy, boxes[kept], rtol=0, atol=1e-3)
+
+
 def test_nms_works_within_a_class_only():
     overlapping = [[0, 0, 10, 10], [0, 0, 10, 9]]
     found = select(overlapping, [[0.9, 0.0], [0.8, 0.7]], nms_iou=0.5)
@@ -65,6 +100,13 @@ def test_boxes_are_clipped_and_dropped_when_nothing_is_left():
 def test_legacy_keeps_a_pixel_of_boxes_outside():
     found = select([[120, 10, 140, 30]], [[0.8]], image_size=(100, 90), legacy=True)
     torch.testing.assert_close(found.boxes_xyxy, torch.tensor([[89.0, 10.0, 90.0, 30.0]]))
+
+
+def test_levels_may_have_fewer_anchors_than_top_n_and_share_boxes():
+    fine = torch.tensor([[0.0, 0.0, 8.0, 8.0], [8.0, 0.0, 16.0, 8.0], [16.0, 0.0, 24.0, 8.0]])
+    levels = [torch.tensor([[0.7], [0.6], [0.5]]), torch.tensor([[0.9]])], [torch.zeros(3, 4), torch.zeros(1, 4)]
+    found = PostProcessing(top_n=2).select(*levels, [fine, fine[:1]], (99, 99), False)
+    torch.testing.assert_close(found.scores, torch.tensor([0.9, 0.6]))  # 0.7 is suppressed, 0.5 is third of its level
 
 
 def test_nothing_above_the_threshold():

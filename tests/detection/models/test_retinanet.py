@@ -2,6 +2,7 @@ from copy import deepcopy
 
 import pytest
 import torch
+from torchvision.ops import box_iou
 
 from sparsedet.common.config import dump, validate
 from sparsedet.common.document import Document
@@ -9,23 +10,51 @@ from sparsedet.common.errors import ConfigError
 from sparsedet.detection.models import (
     DETECTORS,
     Anchors,
+    FocalLoss,
     FPNConfig,
     HeadOutput,
+    IoULoss,
+    L1Loss,
+    MaxIoU,
     MobileNetV2Config,
+    PostProcessing,
     ResNetConfig,
     RetinaHeadConfig,
     RetinaNetConfig,
+    normalizers,
 )
-from sparsedet.detection.models.boxes import centres
+from sparsedet.detection.models.anchors import per_anchor
+from sparsedet.detection.models.boxes import centres, decode_boxes
 from sparsedet.detection.structures import Target
 
 SMALL = RetinaNetConfig(backbone=ResNetConfig(width=8), neck=FPNConfig(channels=8), head=RetinaHeadConfig(num_convs=1))
+ORIGINAL = RetinaNetConfig(  # as the first paper has it
+    backbone=ResNetConfig(width=8, norm="batch_norm_fixed_stats"),
+    neck=FPNConfig(channels=8, norm="none"),
+    head=RetinaHeadConfig(num_convs=1, norm="none"),
+    anchors=Anchors(scales=(4.0, 5.04, 6.35), ratios=(0.5, 1.0, 2.0)),
+    assigner=MaxIoU(positive_iou=0.5, negative_iou=0.4, low_quality=True),
+    cls_loss=FocalLoss(),
+    box_losses=(L1Loss(),),
+    legacy_boxes=True,
+)
+WITH_IOU = RetinaNetConfig(
+    backbone=ResNetConfig(width=8),
+    neck=FPNConfig(channels=8),
+    head=RetinaHeadConfig(num_convs=1, iou_branch=True, class_major=True),
+    box_losses=(IoULoss(by_quality=True), L1Loss(mean=True)),
+)
+KINDS = {"improve": SMALL, "original": ORIGINAL, "with_iou": WITH_IOU}
 SIZE = (64, 96)
 
 
 def make_target(boxes=((10.0, 12.0, 50.0, 44.0),), ignore=()):
     boxes = torch.tensor(boxes).reshape(-1, 4)
     return Target(boxes, torch.arange(len(boxes)) % 3, torch.tensor(ignore).reshape(-1, 4), SIZE)
+
+
+def change(output, function):
+    return HeadOutput(*(None if tensor is None else function(tensor) for tensor in output))
 
 
 @pytest.fixture
@@ -79,20 +108,117 @@ def test_names_that_recipes_rely_on(model):
     assert isinstance(small.get_submodule("backbone.features.0.0"), torch.nn.Conv2d)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_learns_its_images(kind, images):
+    torch.manual_seed(0)
+    model = KINDS[kind].build(num_classes=3)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    targets = [make_target(), make_target(((40.0, 8.0, 90.0, 60.0), (5.0, 5.0, 25.0, 25.0)))]
+    totals = []
+    for _ in range(12):
+        optimizer.zero_grad()
+        losses = model.losses(model(images), targets)
+        assert set(losses) == {"cls_loss", "box_loss", "iou_loss"} - (set() if kind == "with_iou" else {"iou_loss"})
+        total = sum(losses.values())
+        total.backward()
+        optimizer.step()
+        totals.append(total.item())
+    assert torch.tensor(totals).isfinite().all()
+    assert totals[-1] < 0.9 * totals[0]
+    assert len(model.eval().detect(model(images), [SIZE, SIZE])) == 2
+
+
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("num_boxes", [(0, 0), (1, 0)])
-def test_images_without_boxes_give_finite_losses(model, images, num_boxes):
-    targets = [make_target(((10.0, 12.0, 50.0, 44.0),) * number) for number in num_boxes]
+@pytest.mark.parametrize("ignore", [(), ((0.0, 0.0, 96.0, 64.0),)], ids=["no_region", "only_regions"])
+def test_images_without_boxes_give_finite_losses(kind, num_boxes, ignore, images):
+    torch.manual_seed(0)
+    model = KINDS[kind].build(num_classes=3)
+    targets = [make_target(((10.0, 12.0, 50.0, 44.0),) * number, ignore) for number in num_boxes]
     losses = model.losses(model(images), targets)
     sum(losses.values()).backward()
     assert all(loss.isfinite() for loss in losses.values())
-    assert all(parameter.grad is not None for parameter in model.parameters())
+    assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
     if not any(num_boxes):
-        assert losses["box_loss"] == 0
-        assert losses["cls_loss"] > 0
+        assert losses["box_loss"] == losses.get("iou_loss", 0) == 0
+        assert (losses["cls_loss"] > 0) or ignore
+
+
+def test_the_iou_branch_learns_the_iou_of_the_predicted_box(images):
+    torch.manual_seed(0)
+    model = WITH_IOU.model_copy(update={"iou_loss_weight": 3.0}).build(num_classes=3).eval()
+    outputs = model(images)
+    targets = [make_target(), make_target(())]
+    anchors = model.anchors(outputs)
+    is_positive = model.config.assigner.assign(anchors, targets, legacy=False).matches[0] >= 0
+    assert is_positive.sum() > 1
+    deltas = torch.cat([per_anchor(output.box_deltas, 4)[0] for output in outputs])
+    iou = box_iou(decode_boxes(deltas, torch.cat(anchors)), targets[0].boxes_xyxy)[:, 0]
+    guess = torch.cat([per_anchor(output.iou_logits, 1)[0, :, 0] for output in outputs]).sigmoid()
+    entropy = -iou * guess.log() - (1 - iou) * (1 - guess).log()
+    losses = model.losses(outputs, targets)
+    torch.testing.assert_close(losses["iou_loss"], 3 * entropy[is_positive].mean())
+    gradients = torch.autograd.grad(losses["iou_loss"], [output.box_deltas for output in outputs], allow_unused=True)
+    assert gradients == (None,) * len(outputs)  # the target is a number, not a function of the box
+
+
+def test_scores_are_multiplied_by_the_iou():
+    config = WITH_IOU.model_copy(update={"post_processing": PostProcessing(score_threshold=0.0, nms_iou=1.0)})
+    model = config.build(num_classes=1).eval()
+    outputs = [
+        HeadOutput(torch.full((1, 2, 1, 1), 0.4), torch.zeros(1, 8, 1, 1), torch.tensor([iou, -iou]).view(1, 2, 1, 1))
+        for iou in (1.0, 2.0, 3.0, 4.0, 5.0)
+    ]
+    found = model.detect(outputs, [(512, 512)])[0]
+    expected = torch.tensor(0.4).sigmoid() * torch.tensor([5.0, 4, 3, 2, 1, -1, -2, -3, -4, -5]).sigmoid()
+    torch.testing.assert_close(found.scores, expected)
+
+
+def test_class_major_is_another_order_of_the_same_channels(images):
+    torch.manual_seed(0)
+    config = WITH_IOU.model_copy(update={"head": WITH_IOU.head.model_copy(update={"class_major": False})})
+    model, other = config.build(num_classes=3), WITH_IOU.build(num_classes=3)
+    state = model.state_dict()
+    for name in ("weight", "bias"):
+        key = f"head.cls_pred.{name}"
+        torch.nn.init.normal_(state[key])
+        state[key] = state[key].unflatten(0, (2, 3)).transpose(0, 1).flatten(0, 1)
+    other.load_state_dict(state)
+    targets = [make_target(), make_target(((40.0, 8.0, 90.0, 60.0), (5.0, 5.0, 25.0, 25.0)))]
+    losses, others = (each.losses(each(images), targets) for each in (model, other))
+    for key, loss in losses.items():
+        torch.testing.assert_close(others[key], loss)
+    found, others = (each.eval().detect(each(images), [SIZE, SIZE]) for each in (model, other))
+    for ours, theirs in zip(found, others, strict=True):
+        assert len(ours.scores) > 50
+        torch.testing.assert_close(ours.scores, theirs.scores)
+        assert torch.equal(ours.labels, theirs.labels)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_processes_share_their_positive_anchors_only_with_an_iou_branch(kind, images, monkeypatch):
+    torch.manual_seed(0)
+    model = KINDS[kind].build(num_classes=3).eval()
+    targets = [make_target(((10.0, 12.0, 50.0, 44.0),) * 9), make_target()]
+    outputs = model(images)
+    alone = model.losses(outputs, targets)
+    # a second process with three times as many positive anchors: (1 + 3) / 2 of ours for each
+    monkeypatch.setattr(normalizers.dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(normalizers.dist, "get_world_size", lambda: 2)
+    monkeypatch.setattr(normalizers.dist, "all_reduce", lambda sums: sums.mul_(4))
+    together = model.losses(outputs, targets)
+    if kind != "with_iou":
+        assert together == alone
+        return
+    for key in ("cls_loss", "iou_loss"):
+        torch.testing.assert_close(together[key], alone[key] / 2)
+    model.config = WITH_IOU.model_copy(update={"box_losses": WITH_IOU.box_losses[1:]})
+    l1 = model.losses(outputs, targets)["box_loss"]
+    torch.testing.assert_close(together["box_loss"] - l1, (alone["box_loss"] - l1) / 2)
 
 
 def test_ignore_regions_give_no_gradient_there(model, images):
-    outputs = [HeadOutput(*(tensor.detach().requires_grad_() for tensor in output)) for output in model(images)]
+    outputs = [change(output, lambda tensor: tensor.detach().requires_grad_()) for output in model(images)]
     left_half = [0.0, 0.0, 48.0, 64.0]
     target = make_target(((50.0, 8.0, 90.0, 50.0),), ignore=(left_half,))
     sum(model.losses(outputs, [target, make_target()]).values()).backward()
@@ -108,7 +234,7 @@ def test_ignore_regions_give_no_gradient_there(model, images):
 def test_losses_normalise_by_the_positive_anchors_of_the_batch(model, images):
     outputs = model(images)
     once = model.losses(outputs, [make_target(), make_target(())])
-    doubled = [HeadOutput(*(torch.cat([tensor, tensor]) for tensor in output)) for output in outputs]
+    doubled = [change(output, lambda tensor: torch.cat([tensor, tensor])) for output in outputs]
     twice = model.losses(doubled, [make_target(), make_target(())] * 2)
     for key, loss in once.items():
         torch.testing.assert_close(twice[key], loss)
@@ -120,7 +246,7 @@ def test_autocast_changes_the_network_but_not_the_precision_of_losses_and_boxes(
         losses = model.losses(outputs, [make_target(), make_target()])
         found = model.detect(outputs, [SIZE, SIZE])
     assert outputs[0].cls_logits.dtype == torch.bfloat16
-    widened = [HeadOutput(*(tensor.float() for tensor in output)) for output in outputs]
+    widened = [change(output, torch.Tensor.float) for output in outputs]
     exact = model.losses(widened, [make_target(), make_target()])
     assert all(torch.equal(losses[key], exact[key]) for key in exact)
     assert found[0].boxes_xyxy.dtype == found[0].scores.dtype == torch.float32
@@ -153,12 +279,12 @@ def test_training_is_deterministic(images):
     assert torch.equal(run(), run())
 
 
-def test_the_network_part_can_be_exported_alone(model, images):
-    model.eval()
+@pytest.mark.parametrize("kind", ["improve", "with_iou"])
+def test_the_network_part_can_be_exported_alone(kind, images):
+    model = KINDS[kind].build(num_classes=3).eval()
     exported = torch.export.export(model, (images,)).module()
     for ours, theirs in zip(model(images), exported(images), strict=True):
-        torch.testing.assert_close(ours.cls_logits, theirs.cls_logits)
-        torch.testing.assert_close(ours.box_deltas, theirs.box_deltas)
+        torch.testing.assert_close(ours, theirs)
 
 
 def test_state_survives_copy_and_load(model, images):
@@ -179,11 +305,36 @@ def test_stride_is_the_backbones_largest():
     ({"neck": {"num_levels": 2}},
      "neck.num_levels: expected at least 3 (backbone.levels=[3, 4, 5]), got 2. Raise it or give fewer "
      "backbone levels."),
+    ({"iou_loss_weight": 2.0},
+     "iou_loss_weight: expected 1.0 without head.iou_branch, got 2.0. Remove it or set head.iou_branch: true."),
 ])  # fmt: skip
-def test_levels_that_do_not_fit_are_explained(data, message):
+def test_fields_that_do_not_fit_are_explained(data, message):
     with pytest.raises(ConfigError) as error:
         validate(RetinaNetConfig, Document(data))
     assert str(error.value) == f"configuration: top level: {message}"
+
+
+@pytest.mark.parametrize(("data", "message"), [
+    ({"box_losses": []}, "box_losses: expected"),
+    ({"box_losses": [{"type": "giuo"}]},
+     "box_losses[0].type: expected one of ['ciou', 'diou', 'giou', 'iou', 'l1', 'linear_iou'], got 'giuo'. "
+     "Did you mean 'giou'? Correct it."),
+    ({"box_losses": [{"type": "l1"}, {"type": "iou", "mean": True}]},
+     "box_losses[1].mean: expected one of ['by_quality', 'type', 'weight'], got the unknown key 'mean'."),
+    ({"cls_loss": {"type": "focal", "alpha": 1.5}}, "cls_loss.alpha: expected"),
+    ({"assigner": {"type": "max_iou", "positive_iou": 0.5, "negative_iou": 0.4, "low_quality": True, "top_n": 9}},
+     "assigner.top_n: expected one of ['ignore_iou', "),
+])  # fmt: skip
+def test_faults_in_the_parts_are_explained(data, message):
+    with pytest.raises(ConfigError) as error:
+        validate(RetinaNetConfig, Document(data))
+    assert str(error.value).removeprefix("configuration: ").startswith(message), error.value
+
+
+def test_anchors_that_would_vanish_are_refused_before_training():
+    config = RetinaNetConfig(backbone=ResNetConfig(width=8), anchors=Anchors(ratios=(1e-3,)), legacy_boxes=True)
+    with pytest.raises(ConfigError, match=r"anchors.ratios: expected sides of at least one pixel .* at stride 8\."):
+        config.build(1)
 
 
 def test_class_count_is_checked():
@@ -196,4 +347,8 @@ def test_class_count_is_checked():
 def test_configurations_survive_dumping(name):
     config = DETECTORS[name]()
     assert validate(DETECTORS[name], Document(dump(config))) == config
-    assert validate(RetinaNetConfig, Document(dump(SMALL))) == SMALL
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_configurations_of_every_kind_survive_dumping(kind):
+    assert validate(RetinaNetConfig, Document(dump(KINDS[kind]))) == KINDS[kind]

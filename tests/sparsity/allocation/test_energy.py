@@ -25,7 +25,7 @@ EQUAL = np.array([5, 5, 5, 5], np.float32)  # shares gone 1/4 1/2 3/4 1
     ],
 )
 def test_hand_worked(tuning, expected):
-    tensors = [ScoredTensor("fine", (4,), RISING, depth=1), ScoredTensor("coarse", (4,), EQUAL, depth=0)]
+    tensors = [ScoredTensor("fine", (4,), lambda: RISING, depth=1), ScoredTensor("coarse", (4,), lambda: EQUAL)]
     assert select_counts(Energy(tuning=tuning), tensors, range(1, 7)) == expected
 
 

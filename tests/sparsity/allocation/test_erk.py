@@ -10,14 +10,18 @@ from sparsedet.sparsity import Erk
 from sparsedet.sparsity.allocation.selection import ScoredTensor, select_counts
 
 
+def scored_tensor(name, shape):
+    scores = np.random.default_rng(0).random(np.prod(shape), dtype=np.float32)
+    return ScoredTensor(name, shape, lambda: scores)
+
+
 @pytest.fixture(scope="module")
 def scored():
     def make(arch):
         with torch.device("meta"):  # ERK looks at shapes only; any scores do
             model = getattr(torchvision.models, arch)()
-        rng = np.random.default_rng(0)
         return [
-            ScoredTensor(name, tuple(module.weight.shape), rng.random(module.weight.numel(), dtype=np.float32))
+            scored_tensor(name, tuple(module.weight.shape))
             for name, module in model.named_modules()
             if isinstance(module, nn.Conv2d | nn.Linear)
         ]
@@ -44,8 +48,6 @@ def test_densities_are_msbench_s(arch, sparsity, scored, golden):
 
 def test_default_power_is_one():
     # densities min(1, eps * (sum(shape) / n)): n = 8, 32 with factors 6/8, 12/32; 20 kept = eps * (6 + 12)
-    rng = np.random.default_rng(0)
-    shapes = ((4, 2), (8, 4))
-    tensors = [ScoredTensor("", shape, rng.random(np.prod(shape), dtype=np.float32)) for shape in shapes]
+    tensors = [scored_tensor("", shape) for shape in ((4, 2), (8, 4))]
     assert Erk().power == 1
     assert select_counts(Erk(), tensors, [20, 22]) == [[1, 19], [2, 20]]

@@ -8,8 +8,8 @@ from sparsedet.sparsity.allocation.selection import ScoredTensor, select_counts
 
 
 def counts(sizes, target):
-    rng = np.random.default_rng(0)
-    tensors = [ScoredTensor(str(n), (n,), rng.random(n, dtype=np.float32) * n) for n in sizes]
+    scores = {n: np.random.default_rng(n).random(n, dtype=np.float32) * n for n in sizes}
+    tensors = [ScoredTensor(str(n), (n,), lambda n=n: scores[n]) for n in sizes]
     return select_counts(Uniform(), tensors, [target])[0]
 
 

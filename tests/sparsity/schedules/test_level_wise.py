@@ -21,7 +21,18 @@ LEVELS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
     ],
 )
 def test_starts(levels, shares, total_steps, starts):
-    assert LevelWise(levels=levels, shares=shares).boundaries(total_steps) == starts
+    schedule = LevelWise(levels=levels, shares=shares)
+    assert schedule.boundaries(total_steps) == starts
+    assert schedule.restarts(total_steps) == starts
+
+
+def test_united_perceptions_levels_begin_one_step_late_and_their_rates_do_not():
+    schedule = LevelWise(levels=(0.3, 0.5, 0.7), shares=(1, 1, 2), up_compat=True)
+    assert schedule.boundaries(13) == (0, 4, 7)
+    assert schedule.restarts(13) == (0, 3, 6)
+    with pytest.raises(ConfigError, match="at least one step for each of the 7 levels, got 7 steps"):
+        LevelWise(levels=LEVELS, up_compat=True).boundaries(7)
+    assert LevelWise(levels=(0.3,), up_compat=True).boundaries(1) == (0,)
 
 
 @pytest.mark.parametrize("total_steps", [0, 1, 6])

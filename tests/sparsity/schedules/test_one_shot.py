@@ -7,7 +7,7 @@ from sparsedet.sparsity import OneShot
 
 
 def test_starts_at_once():
-    assert OneShot(sparsity=0.8).boundaries(100) == (0,)
+    assert OneShot(sparsity=0.8).boundaries(100) == OneShot(sparsity=0.8).restarts(100) == (0,)
     assert OneShot(sparsity=0.8).target_sparsities == (0.8,)
 
 

@@ -24,7 +24,7 @@ class SplitReport:
         name: "train" or "val".
         annotations: path of the annotation file.
         num_images: all images.
-        num_images_without_boxes: images without any annotation.
+        num_images_without_annotations: images without any annotation.
         num_boxes: annotations that are no crowds.
         num_crowds: annotations with iscrowd 1.
         boxes_per_category: number of boxes by category name, in the order of the labels.
@@ -35,7 +35,7 @@ class SplitReport:
     name: str
     annotations: str
     num_images: int
-    num_images_without_boxes: int
+    num_images_without_annotations: int
     num_boxes: int
     num_crowds: int
     boxes_per_category: dict[str, int]
@@ -165,7 +165,7 @@ def _report(name: str, dataset: CocoDataset, findings: Findings) -> SplitReport:
         name=name,
         annotations=str(dataset.path),
         num_images=len(dataset.images),
-        num_images_without_boxes=sum(not found for found in dataset.annotations_by_image.values()),
+        num_images_without_annotations=sum(not found for found in dataset.annotations_by_image.values()),
         num_boxes=len(boxes),
         num_crowds=len(dataset.annotations) - len(boxes),
         boxes_per_category={category.name: per_category[category.name] for category in dataset.categories},

@@ -1,8 +1,9 @@
 """COCO annotation files, read strictly and normalised.
 
 What reading changes is counted and reported, never silent: boxes that reach outside their image are clipped,
-boxes wholly outside are left out, missing ``area`` and ``iscrowd`` are filled in, annotation ids below 1 lead
-to new ids for all. Everything else that is wrong is an error that names file, id, expectation and finding.
+boxes wholly outside and boxes without width or height are left out, missing ``area`` and ``iscrowd`` are filled in,
+annotation ids below 1 lead to new ids for all. Everything else that is wrong is an error that names file, id,
+expectation and finding.
 """
 
 import hashlib
@@ -21,6 +22,7 @@ MIN_INSIDE_PX = 1.0  # a clipped box with less than this in it, in width or heig
 
 _CLIPPED = "box reached outside its image and was clipped"
 _OUTSIDE = "box lies outside its image (less than a pixel inside) and was left out"
+_EMPTY = "box has no width or no height and was left out"
 _AREA = "'area' was missing or no positive number and was set to width * height"
 _CROWD = "'iscrowd' was missing and was set to 0"
 _RENUMBERED = "annotation id was below 1, which evaluators lose, so all annotations were numbered from 1"
@@ -265,7 +267,7 @@ def _is_consistent(
         remedy = "Add the category or remove the annotation."
         findings.fault(where, expected, f"category_id {entry['category_id']}", remedy)
     if not _is_box(entry["bbox"]):
-        expected = "bbox to be 4 finite numbers [x, y, width, height] with width and height above 0"
+        expected = "bbox to be 4 finite numbers [x, y, width, height] with width and height not below 0"
         findings.fault(where, expected, entry["bbox"], "Correct or remove the annotation.")
     if entry.get("iscrowd", 0) not in (0, 1):
         findings.fault(where, "iscrowd to be 0 or 1", repr(entry["iscrowd"]), "Correct it.")
@@ -273,7 +275,10 @@ def _is_consistent(
 
 
 def _normalised(entry: dict[str, Any], where: str, image: ImageRecord, findings: Findings) -> Annotation | None:
-    """Return the annotation, box clipped and gaps filled, or None if it lies outside the image."""
+    """Return the annotation, box clipped and gaps filled, or None if nothing of it is in the image."""
+    if 0 in entry["bbox"][2:]:  # COCO's train2017 has two such boxes
+        findings.count(_EMPTY, where)
+        return None
     box, moved_px = _clip(entry["bbox"], image)
     was_clipped = moved_px > ROUNDING_PX
     smaller_side = min(box[2], box[3])
@@ -374,4 +379,4 @@ def _is_number(value: Any) -> bool:
 
 
 def _is_box(bbox: list[Any]) -> bool:
-    return len(bbox) == 4 and all(map(_is_number, bbox)) and bbox[2] > 0 and bbox[3] > 0
+    return len(bbox) == 4 and all(map(_is_number, bbox)) and bbox[2] >= 0 and bbox[3] >= 0

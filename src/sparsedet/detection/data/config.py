@@ -1,12 +1,15 @@
 """What a recipe says about its data."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from sparsedet.common.config import ConfigModel
+from sparsedet.detection.data.samplers import SamplerConfig, Shuffle
 from sparsedet.detection.data.transforms import EvalTransform, Transform
+from sparsedet.detection.data.transforms.mosaic import Mosaic
+from sparsedet.detection.data.transforms.perspective import RandomPerspective
 
 Positive = Annotated[float, Field(gt=0)]
 
@@ -34,7 +37,16 @@ class DataConfig(ConfigModel):
         val_transforms: applied in order to evaluated images; only resizing, so that detections map back.
         mean: of each RGB channel of pixels in [0, 1]; the default is ImageNet's.
         std: likewise.
-        train_without_boxes: train on images that have no boxes, as background.
+        train_without_annotations: train on images without any annotation, as background; those with crowds only are
+            always trained on.
+        val_without_annotations: evaluate on images without any annotation; what is found there counts as wrong.
+        crowds: what annotations of crowds are: regions in which detections are neither right nor wrong ("ignore"), or
+            nothing ("drop"). The evaluation ignores them in any case.
+        inclusive_boxes: compute with x2, y2 of a box as its last pixel on the way through the transforms and back, as
+            United-Perception does; targets and detections of a network with `legacy_boxes` are then the same.
+        sampler: which images make up a training batch.
+        pad_multiple: pixels; the images of a batch are padded to the largest height and width among them, rounded up
+            to a multiple of it; null: of the network's stride.
         cache: keep decoded images in memory (3 bytes a pixel; with workers, in each of them).
         num_classes: number of categories the annotation files must have; null accepts any. With it and
             `num_train_images`, plans and analyses need no data.
@@ -48,7 +60,24 @@ class DataConfig(ConfigModel):
     val_transforms: tuple[EvalTransform, ...] = ()
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     std: tuple[Positive, Positive, Positive] = (0.229, 0.224, 0.225)
-    train_without_boxes: bool = True
+    train_without_annotations: bool = True
+    val_without_annotations: bool = True
+    crowds: Literal["ignore", "drop"] = "ignore"
+    inclusive_boxes: bool = False
+    sampler: SamplerConfig = Shuffle()
+    pad_multiple: Annotated[int, Field(ge=1)] | None = None
     cache: bool = False
     num_classes: Annotated[int, Field(ge=1)] | None = None
     num_train_images: Annotated[int, Field(ge=1)] | None = None
+
+    @model_validator(mode="after")
+    def _mosaics_exist(self) -> Self:
+        has_mosaic = False
+        for index, transform in enumerate(self.train_transforms):
+            has_mosaic |= isinstance(transform, Mosaic)
+            if isinstance(transform, RandomPerspective) and transform.only_mosaics and not has_mosaic:
+                raise ValueError(
+                    f"train_transforms[{index}].only_mosaics: expected a mosaic before it, got none. "
+                    "Add one, or drop only_mosaics."
+                )
+        return self

@@ -7,21 +7,18 @@ interruption change it.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
-from torchvision import tv_tensors
 
 from sparsedet.common.errors import DatasetError
+from sparsedet.common.runtime import mix
 from sparsedet.detection.data.coco import Annotation, CocoDataset
 from sparsedet.detection.data.config import DataConfig
 from sparsedet.detection.data.images import decode_image
+from sparsedet.detection.data.samplers import Position
+from sparsedet.detection.data.scene import IGNORE, Scene, has_area
 from sparsedet.detection.structures import Target
-
-_IGNORE = -1  # label of ignore regions on their way through the transforms
-
-Position = tuple[int, int]  # (epoch, index of the image)
 
 
 @dataclass(frozen=True)
@@ -33,12 +30,14 @@ class Sample:
         target: what is to be found in it.
         image_id: COCO image id.
         original_size: (height, width) of the image file, in pixels.
+        inclusive_boxes: boxes went through the transforms as inclusive corners (``data.inclusive_boxes``).
     """
 
     image: Tensor
     target: Target
     image_id: int
     original_size: tuple[int, int]
+    inclusive_boxes: bool = False
 
 
 class DetectionDataset(Dataset[Sample]):
@@ -49,22 +48,22 @@ class DetectionDataset(Dataset[Sample]):
     Args:
         coco: the split.
         config: transforms, normalisation, cache.
-        is_train: use the training transforms, and leave out images without boxes where configured so.
+        is_train: use the settings of training instead of those of evaluation.
         seed: of the random transforms.
+
+    Raises:
+        DatasetError: no image is left.
     """
 
     def __init__(self, coco: CocoDataset, config: DataConfig, is_train: bool, seed: int = 0) -> None:
         self.coco = coco
         self.config = config
-        self.images = tuple(
-            image
-            for image in coco.images
-            if not is_train or config.train_without_boxes or _has_boxes(coco.annotations_by_image[image.id])
-        )
+        key = "train_without_annotations" if is_train else "val_without_annotations"
+        keeps_all: bool = getattr(config, key)
+        self.images = tuple(image for image in coco.images if keeps_all or coco.annotations_by_image[image.id])
         if not self.images:
             raise DatasetError(
-                f"{coco.path}: expected an image with boxes, got none. "
-                "Annotate some images, or set train_without_boxes: true."
+                f"{coco.path}: expected an annotated image, got none. Annotate some images, or set data.{key}: true."
             )
         self._transforms = config.train_transforms if is_train else config.val_transforms
         self.seed = seed
@@ -81,16 +80,29 @@ class DetectionDataset(Dataset[Sample]):
         """Return one image and its target; see the class for `position`."""
         epoch, index = position
         record = self.images[index]
-        size = record.height, record.width
-        image = tv_tensors.Image(self._decode(index))
-        boxes, labels = self._boxes(self.coco.annotations_by_image[record.id], size)
+        scene = self.load(index)
         if self._transforms:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(mix(self.seed, epoch, index))
                 for transform in self._transforms:
-                    image, boxes = transform(image, boxes)
-        pixels = (image.as_subclass(Tensor).float() - self._mean) / self._std
-        return Sample(pixels, _target(boxes, labels, (pixels.shape[1], pixels.shape[2])), record.id, size)
+                    scene = transform(scene)
+        return Sample(
+            image=(scene.image.float() - self._mean) / self._std,
+            target=_target(scene),
+            image_id=record.id,
+            original_size=(record.height, record.width),
+            inclusive_boxes=scene.inclusive_boxes,
+        )
+
+    def load(self, index: int) -> Scene:
+        """Return one image as its file has it, with its boxes; crowds become ignore regions or are left out."""
+        annotations = self.coco.annotations_by_image[self.images[index].id]
+        if self.config.crowds == "drop":
+            annotations = tuple(annotation for annotation in annotations if not annotation.is_crowd)
+        inclusive = self.config.inclusive_boxes
+        boxes = _corners(annotations) - _last_pixel(inclusive)
+        labels = [IGNORE if a.is_crowd else self._labels[a.category_id] for a in annotations]
+        return Scene(self._decode(index), boxes.float(), torch.tensor(labels, dtype=torch.int64), self, inclusive)
 
     def _decode(self, index: int) -> Tensor:
         if self._cache is not None and index in self._cache:
@@ -101,29 +113,21 @@ class DetectionDataset(Dataset[Sample]):
             self._cache[index] = image
         return image
 
-    def _boxes(
-        self, annotations: Sequence[Annotation], size: tuple[int, int]
-    ) -> tuple[tv_tensors.BoundingBoxes, Tensor]:
-        """Return all boxes as corners, shape (N, 4), and their labels, shape (N,), -1 for ignore regions."""
-        xywh = torch.tensor([annotation.bbox for annotation in annotations], dtype=torch.float64).reshape(-1, 4)
-        xyxy = torch.cat([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], dim=1).float()
-        labels = [_IGNORE if a.is_crowd else self._labels[a.category_id] for a in annotations]
-        boxes = tv_tensors.BoundingBoxes(xyxy, format="XYXY", canvas_size=size)
-        return boxes, torch.tensor(labels, dtype=torch.int64)
+
+def _corners(annotations: Sequence[Annotation]) -> Tensor:
+    """Return the continuous corners of all boxes, float64, shape (N, 4)."""
+    xywh = torch.tensor([annotation.bbox for annotation in annotations], dtype=torch.float64).reshape(-1, 4)
+    return torch.cat([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], dim=1)
 
 
-def mix(*numbers: int) -> int:
-    """Return a 63-bit seed that depends on all `numbers`."""
-    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> np.uint64(1))
+def _last_pixel(inclusive: bool) -> Tensor:
+    """Return what continuous corners have more than those of a `Scene`, shape (4,)."""
+    return torch.tensor([0.0, 0.0, inclusive, inclusive])
 
 
-def _target(boxes: tv_tensors.BoundingBoxes, labels: Tensor, size: tuple[int, int]) -> Target:
-    """Split boxes from ignore regions, without those that a transform cropped away (they have no area)."""
-    plain = boxes.as_subclass(Tensor)
-    visible = (plain[:, 2:] > plain[:, :2]).all(dim=1)
-    is_object = visible & (labels != _IGNORE)
-    return Target(plain[is_object], labels[is_object], plain[visible & (labels == _IGNORE)], size)
-
-
-def _has_boxes(annotations: Sequence[Annotation]) -> bool:
-    return any(not annotation.is_crowd for annotation in annotations)
+def _target(scene: Scene) -> Target:
+    """Split objects from ignore regions, both as continuous corners, without boxes of no area."""
+    boxes = scene.boxes_xyxy + _last_pixel(scene.inclusive_boxes)
+    is_box = has_area(boxes)
+    is_object = is_box & (scene.labels != IGNORE)
+    return Target(boxes[is_object], scene.labels[is_object], boxes[is_box & (scene.labels == IGNORE)], scene.size)

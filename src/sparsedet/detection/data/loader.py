@@ -14,7 +14,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from sparsedet.common.errors import DatasetError
-from sparsedet.detection.data.dataset import DetectionDataset, Position, Sample, mix
+from sparsedet.detection.data.dataset import DetectionDataset, Sample
+from sparsedet.detection.data.samplers import Position, evaluation_indices
 from sparsedet.detection.evaluation import to_coco_results
 from sparsedet.detection.structures import Detections, Target
 
@@ -24,16 +25,19 @@ class Batch:
     """B images padded with zeros, at the right and below, to one size.
 
     Attributes:
-        images: float32, shape (B, 3, H, W), normalised; H and W are multiples of the network's stride.
+        images: float32, shape (B, 3, H, W), normalised; H and W are multiples of the
+            network's stride, or of ``data.pad_multiple``.
         targets: one for each image.
         image_ids: COCO image ids.
         original_sizes: (height, width) of each image file, in pixels.
+        inclusive_boxes: boxes went through the transforms as inclusive corners (``data.inclusive_boxes``).
     """
 
     images: Tensor
     targets: list[Target]
     image_ids: tuple[int, ...]
     original_sizes: tuple[tuple[int, int], ...]
+    inclusive_boxes: bool = False
 
     def to(self, device: torch.device) -> "Batch":
         """Return the batch with images and targets on `device`."""
@@ -53,14 +57,15 @@ class Batch:
         results: list[dict[str, Any]] = []
         for index, found in enumerate(detections):
             size, original_size = self.targets[index].image_size, self.original_sizes[index]
-            results.extend(to_coco_results(found, self.image_ids[index], size, original_size, category_ids))
+            image_id = self.image_ids[index]
+            results.extend(to_coco_results(found, image_id, size, original_size, category_ids, self.inclusive_boxes))
         return results
 
 
-def collate(samples: Sequence[Sample], stride: int) -> Batch:
-    """Pad the images to the largest height and width among them, rounded up to a multiple of `stride`."""
-    height = _round_up(max(sample.image.shape[1] for sample in samples), stride)
-    width = _round_up(max(sample.image.shape[2] for sample in samples), stride)
+def collate(samples: Sequence[Sample], multiple: int) -> Batch:
+    """Pad the images to the largest height and width among them, rounded up to a multiple of `multiple` pixels."""
+    height = _round_up(max(sample.image.shape[1] for sample in samples), multiple)
+    width = _round_up(max(sample.image.shape[2] for sample in samples), multiple)
     images = torch.zeros(len(samples), 3, height, width)
     for padded, sample in zip(images, samples, strict=True):
         padded[:, : sample.image.shape[1], : sample.image.shape[2]] = sample.image
@@ -69,35 +74,40 @@ def collate(samples: Sequence[Sample], stride: int) -> Batch:
         targets=[sample.target for sample in samples],
         image_ids=tuple(sample.image_id for sample in samples),
         original_sizes=tuple(sample.original_size for sample in samples),
+        inclusive_boxes=samples[0].inclusive_boxes,
     )
 
 
 def train_loader(
     dataset: DetectionDataset,
     batch_size: int,
-    first_step: int,
-    total_steps: int,
+    steps: range,
     stride: int,
+    num_ranks: int = 1,
     num_workers: int = 0,
 ) -> Iterator[Batch]:
-    """Yield the batches of the steps `first_step` to `total_steps` - 1 of an endless shuffled stream.
+    """Yield the batches of training `steps`, one for each rank in turn.
 
-    The stream is one permutation of all images after the other (seeded by the dataset's seed and the epoch),
-    cut into batches of equal size; starting at another step continues the same stream.
+    Args:
+        dataset: what is trained on; its configuration says how batches are made up.
+        batch_size: images per batch.
+        steps: of the run; where they begin changes no batch.
+        stride: what images are padded to a multiple of, unless ``data.pad_multiple`` says otherwise.
+        num_ranks: batches per step.
+        num_workers: processes that load images, 0 for none.
     """
-    stream = _shuffled(len(dataset), dataset.seed, first_step * batch_size)
-    batches = (list(islice(stream, batch_size)) for _ in range(first_step, total_steps))
-    return _load(dataset, batches, stride, num_workers)
+    return _load(dataset, _TrainBatches(dataset, batch_size, num_ranks, steps), stride, num_workers)
 
 
 def val_loader(dataset: DetectionDataset, batch_size: int, stride: int, num_workers: int = 0) -> Iterator[Batch]:
     """Yield every image once; a batch holds images of one padded size, so its size changes no result."""
+    multiple = dataset.config.pad_multiple or stride
     groups: dict[tuple[int, int], list[Position]] = {}
-    for index, record in enumerate(dataset.images):
-        size = record.height, record.width
+    for index in evaluation_indices(len(dataset)):
+        size = dataset.images[index].height, dataset.images[index].width
         for transform in dataset.config.val_transforms:
             size = transform.output_size(size)
-        groups.setdefault((_round_up(size[0], stride), _round_up(size[1], stride)), []).append((0, index))
+        groups.setdefault((_round_up(size[0], multiple), _round_up(size[1], multiple)), []).append((0, index))
     batches = [group[i : i + batch_size] for group in groups.values() for i in range(0, len(group), batch_size)]
     return _load(dataset, batches, stride, num_workers)
 
@@ -105,29 +115,30 @@ def val_loader(dataset: DetectionDataset, batch_size: int, stride: int, num_work
 class _TrainBatches(Sampler[list[Position]]):
     """The batches of training steps, made one by one: a long run would not fit in memory."""
 
-    def __init__(self, num_images: int, seed: int, batch_size: int, steps: range) -> None:
-        self.num_images = num_images
-        self.seed = seed
+    def __init__(self, dataset: DetectionDataset, batch_size: int, num_ranks: int, steps: range) -> None:
+        self.dataset = dataset
         self.batch_size = batch_size
+        self.num_ranks = num_ranks
         self.steps = steps
 
     def __iter__(self) -> Iterator[list[Position]]:
-        stream = _shuffled(self.num_images, self.seed, self.steps.start * self.batch_size)
-        for _ in self.steps:
-            yield list(islice(stream, self.batch_size))
+        sampler, seed = self.dataset.config.sampler, self.dataset.seed
+        aspect_ratios = [image.height / image.width for image in self.dataset.images]
+        batches = sampler.batches(aspect_ratios, self.batch_size, self.num_ranks, seed, self.steps.start)
+        return islice(batches, len(self.steps) * self.num_ranks)
 
 
 class _Batches(Dataset[Batch | DatasetError]):
     """Batches by the positions of their images; what runs in a worker process."""
 
-    def __init__(self, dataset: DetectionDataset, stride: int) -> None:
+    def __init__(self, dataset: DetectionDataset, multiple: int) -> None:
         self.dataset = dataset
-        self.stride = stride
+        self.multiple = multiple
 
     def __getitem__(self, positions: Sequence[Position]) -> Batch | DatasetError:
         """Return the batch, or what is wrong with an image: raised here, it would come with a traceback."""
         try:
-            return collate([self.dataset[position] for position in positions], self.stride)
+            return collate([self.dataset[position] for position in positions], self.multiple)
         except DatasetError as error:
             return error
 
@@ -136,7 +147,7 @@ def _load(
     dataset: DetectionDataset, batches: Iterable[Sequence[Position]], stride: int, num_workers: int
 ) -> Iterator[Batch]:
     loader = DataLoader(
-        _Batches(dataset, stride),
+        _Batches(dataset, dataset.config.pad_multiple or stride),
         batch_size=None,
         sampler=batches,
         num_workers=num_workers,
@@ -150,16 +161,6 @@ def _load(
         yield outcome
     if fault is not None:  # raised after the loop, so that the worker processes have ended
         raise fault
-
-
-def _shuffled(num_images: int, seed: int, start: int) -> Iterator[Position]:
-    """Yield the positions of the training stream from its `start`-th on."""
-    epoch, offset = divmod(start, num_images)
-    while True:
-        generator = torch.Generator().manual_seed(mix(seed, epoch))
-        for index in torch.randperm(num_images, generator=generator)[offset:].tolist():
-            yield epoch, index
-        epoch, offset = epoch + 1, 0
 
 
 def _round_up(value: int, multiple: int) -> int:

@@ -7,6 +7,7 @@ from pydantic import Field, PositiveFloat
 from torch import Tensor
 
 from sparsedet.common.config import ConfigModel
+from sparsedet.common.errors import ConfigError
 
 
 class Anchors(ConfigModel):
@@ -30,6 +31,9 @@ class Anchors(ConfigModel):
 
         `legacy` rounds the sides of the unscaled shapes (half to even), the height from the rounded width
         (up_semantics §3).
+
+        Raises:
+            ConfigError: nothing is left of a side that was rounded.
         """
         anchors = []
         for ratio in self.ratios:
@@ -38,6 +42,11 @@ class Anchors(ConfigModel):
             if legacy:
                 width = round(width)
                 height = round(width * ratio)
+                if not (width and height):
+                    raise ConfigError(
+                        f"anchors.ratios: expected sides of at least one pixel after legacy rounding, got {width} x "
+                        f"{height} from the ratio {ratio:g} at stride {stride}. Choose a ratio nearer to 1."
+                    )
             for scale in self.scales:
                 half_width, half_height = width * scale / 2, height * scale / 2
                 anchors.append(
@@ -62,3 +71,11 @@ class Anchors(ConfigModel):
         shifts = torch.stack([grid_x, grid_y, grid_x, grid_y], dim=-1).view(-1, 1, 4)
         base = self.base(stride, legacy).to(device, torch.float32)
         return (shifts + base).view(-1, 4)
+
+
+def per_anchor(x: Tensor, num_values: int) -> Tensor:
+    """Turn the map of a head (B, anchors per cell * K, H, W) into (B, A, K), in the order of `Anchors.grid`.
+
+    The result is float32, so that autocast lowers no operation after it.
+    """
+    return x.float().permute(0, 2, 3, 1).reshape(len(x), -1, num_values)

@@ -4,33 +4,18 @@ Shapes: B images, A anchors of all levels, N boxes of all images, K candidates o
 """
 
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import torch
 from pydantic import PositiveInt
 from torch import Tensor
 
 from sparsedet.common.config import ConfigModel
+from sparsedet.detection.models.assignment import BACKGROUND, IGNORED, Assignment, join_boxes
 from sparsedet.detection.models.boxes import centres, depth_inside, paired_iou
 from sparsedet.detection.structures import Target
 
-BACKGROUND = -1
-IGNORED = -2
 MIN_DEPTH_PX = 0.01  # how far inside its box the centre of a positive anchor lies
-
-
-class Assignment(NamedTuple):
-    """What each anchor has to predict.
-
-    Attributes:
-        matches: int64, shape (B, A): row of `boxes_xyxy` and `labels`, or BACKGROUND, or IGNORED.
-        boxes_xyxy: float32, shape (N, 4), the usable boxes of all images one after the other.
-        labels: int64, shape (N,).
-    """
-
-    matches: Tensor
-    boxes_xyxy: Tensor
-    labels: Tensor
 
 
 class ATSS(ConfigModel):
@@ -63,7 +48,7 @@ class ATSS(ConfigModel):
         """
         all_anchors = torch.cat(list(anchors))
         pixel = 1.0 if legacy else 0.0
-        boxes, labels, images = _join(targets, all_anchors.device, min_side=pixel)
+        boxes, labels, images = join_boxes(targets, all_anchors.device, legacy)
         matches = torch.full((len(targets) * len(all_anchors),), BACKGROUND, device=boxes.device)
         if len(boxes):
             candidates = self._candidates(anchors, centres(boxes))
@@ -102,16 +87,6 @@ class ATSS(ConfigModel):
                 if not self.ignore_overrides_positives:
                     is_ignored &= row == BACKGROUND
                 row[is_ignored] = IGNORED
-
-
-def _join(targets: Sequence[Target], device: torch.device, min_side: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Return boxes (N, 4), labels (N,) and image indices (N,); drop sides up to `min_side`."""
-    boxes = torch.cat([target.boxes_xyxy for target in targets]).to(device)
-    labels = torch.cat([target.labels for target in targets]).to(device)
-    counts = torch.tensor([len(target.labels) for target in targets], device=device)
-    images = torch.repeat_interleave(torch.arange(len(targets), device=device), counts)
-    is_usable = (boxes[:, 2:] - boxes[:, :2] > min_side).all(dim=1)
-    return boxes[is_usable], labels[is_usable], images[is_usable]
 
 
 def _settle(matches: Tensor, slots: Tensor, rows: Tensor, iou: Tensor) -> None:

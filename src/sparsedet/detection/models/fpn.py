@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 import torch.nn.functional as F
-from pydantic import PositiveInt
+from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
 from sparsedet.common.config import ConfigModel
@@ -23,6 +23,8 @@ class FPNConfig(ConfigModel):
         extra: ``conv``, stride-2 convolutions on the highest lateral, or ``pool``, every second pixel of the
             highest output.
         norm: of lateral and output convolutions; the extra convolutions have none.
+        sync_group_size: processes that share the statistics of ``sync_batch_norm``; null: all.
+        init_std: standard deviation of the initial weights; null is Glorot's normal distribution.
     """
 
     type: Literal["fpn"] = "fpn"
@@ -30,6 +32,8 @@ class FPNConfig(ConfigModel):
     num_levels: PositiveInt = 5
     extra: Literal["conv", "pool"] = "conv"
     norm: Norm = "batch_norm"
+    sync_group_size: PositiveInt | None = None
+    init_std: PositiveFloat | None = None
 
     def build(self, in_channels: Sequence[int], lowest_level: int) -> "FPN":
         """Build the pyramid for maps of `in_channels` channels at `lowest_level` and onwards."""
@@ -52,18 +56,23 @@ class FPN(nn.Module):
         self.num_extra = len(extra_levels)
         self.lateral = nn.ModuleDict(
             {
-                str(level): conv_norm(size, width, 1, config.norm)
+                str(level): conv_norm(size, width, 1, config.norm, config.sync_group_size)
                 for level, size in zip(levels, in_channels, strict=True)
             }
         )
-        self.output = nn.ModuleDict({str(level): conv_norm(width, width, 3, config.norm) for level in levels})
+        self.output = nn.ModuleDict(
+            {str(level): conv_norm(width, width, 3, config.norm, config.sync_group_size) for level in levels}
+        )
         self.extra = nn.ModuleDict()
         if config.extra == "conv":
             for level in extra_levels:
                 self.extra[str(level)] = nn.Conv2d(width, width, 3, stride=2, padding=1)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
-                nn.init.xavier_normal_(module.weight)
+                if config.init_std is None:
+                    nn.init.xavier_normal_(module.weight)
+                else:
+                    nn.init.normal_(module.weight, std=config.init_std)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
 

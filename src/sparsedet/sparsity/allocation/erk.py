@@ -24,7 +24,6 @@ class Erk(ConfigModel):
 
     def key(self, tensor: TensorSummary, rank: Array, score: Array, energy_below: Array) -> Array:
         """Key = 1 / eps at which half of the weight is above the density (see `Keyed.key`)."""
-        numel = math.prod(tensor.shape)
-        shape_factor = (sum(tensor.shape) / numel) ** self.power
-        result: Array = shape_factor * numel / (numel - rank - 0.5)
+        shape_factor = (sum(tensor.shape) / math.prod(tensor.shape)) ** self.power
+        result: Array = shape_factor * tensor.size / (tensor.size - rank - 0.5)
         return result

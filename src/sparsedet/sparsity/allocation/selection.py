@@ -1,13 +1,13 @@
 """The exact choice that all allocations share: over all tensors the weights with the smallest keys go.
 
 An allocation gives every weight a key that does not fall when the weights of a tensor are taken in the order
-in which they are to go. Finding the K smallest keys of all tensors needs no sort: the scores of a tensor are
-counted in buckets (upper 16 bits of a float32: 128 buckets an octave), the keys at the borders of the buckets
-bracket the threshold, and only the few weights inside the bracket are sorted. The counts of the buckets serve
-any number of targets.
+in which they are to go. Finding the smallest keys of all tensors needs no sort, and not all weights at once: the
+scores of one tensor after another are counted in buckets (upper 16 bits of a float32: 128 buckets an octave), the
+keys at the borders of the buckets bracket the threshold, and only the few weights inside the bracket are looked
+at again and sorted. The counts of the buckets serve any number of targets.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from sparsedet.common.errors import SparseDetError, UnreachableTargetError
 
 Array = NDArray[np.float64]
+Scores = Callable[[], NDArray[np.float32]]
 
 MAX_PERCENT = 99
 """At most this share of a tensor is pruned (rounded down), so that at least one weight of each stays."""
@@ -26,17 +27,19 @@ _FIRST_INFINITE = 0x7F80  # bucket of inf; NaN lies above
 
 @dataclass(frozen=True)
 class TensorSummary:
-    """What an allocation knows about one chosen tensor.
+    """What an allocation knows about one tensor.
 
     Attributes:
         name: full parameter name.
         shape: shape of the weight.
+        size: number of its scores.
         energy: sum of the squared scores.
         depth: how many stride groups before the coarsest one the layer works at (0: in the coarsest).
     """
 
     name: str
     shape: tuple[int, ...]
+    size: int
     energy: float
     depth: int = 0
 
@@ -64,14 +67,28 @@ def max_zeros(numel: int) -> int:
     return numel * MAX_PERCENT // 100
 
 
+def not_finite(name: str) -> SparseDetError:
+    """Return the error of a weight that holds NaN or inf."""
+    return SparseDetError(
+        f"{name}: expected finite weights, got inf or NaN. The training diverged: "
+        "lower the learning rate, or start from an earlier checkpoint."
+    )
+
+
 class ScoredTensor:
-    """Scores of one tensor, counted in buckets.
+    """Scores of one tensor, counted in buckets; the scores themselves are not kept.
 
     Args:
         name: full parameter name.
         shape: shape of the weight.
-        scores: scores of its weights, flat, float32, >= 0, 0 where a weight is pruned already.
+        scores: returns the scores of its weights, the same at every call: flat, float32, >= 0, 0 where a
+            weight is pruned already.
         num_pruned: number of weights that are pruned already; they go first.
+        lowest: number of weights that go at least.
+        highest: number of weights that go at most (those that are pruned already stay so); default
+            `max_zeros`.
+        cost: what one weight adds to the target of `select_counts`: 1, or the multiplications it takes part
+            in.
         depth: see `TensorSummary`.
 
     Raises:
@@ -82,130 +99,141 @@ class ScoredTensor:
         self,
         name: str,
         shape: tuple[int, ...],
-        scores: NDArray[np.float32],
+        scores: Scores,
+        *,
         num_pruned: int = 0,
+        lowest: int = 0,
+        highest: int | None = None,
+        cost: float = 1.0,
         depth: int = 0,
     ) -> None:
-        self.bits = scores.view(np.int32)  # floats >= 0 have the order of their bits, denormal or not
-        buckets = self.bits >> 16
+        self._scores = scores
+        values = scores()
+        buckets = _bits(values) >> 16
         counts = np.bincount(buckets)
         if counts.size > _FIRST_INFINITE:
-            raise SparseDetError(
-                f"{name}: expected finite weights, got inf or NaN. The training diverged: "
-                "lower the learning rate, or start from an earlier checkpoint."
-            )
-        counts[:1] -= num_pruned  # they are zeros
+            raise not_finite(name)
         used = np.flatnonzero(counts)
-        energies = np.bincount(buckets, weights=np.square(scores, dtype=np.float64))[used]
+        energies = np.bincount(buckets, weights=np.square(values, dtype=np.float64))[used]
         self.first_bits = (used << 16).astype(np.int32)
         self.last_bits = (used << 16 | 0xFFFF).astype(np.int32)
         self.starts = np.concatenate([[0], np.cumsum(counts[used])])
         self.energy_starts = np.concatenate([[0.0], np.cumsum(energies)])
-        self.summary = TensorSummary(name, shape, float(self.energy_starts[-1]), depth)
-        self.num_pruned = num_pruned
-        self.num_left = max(0, max_zeros(scores.size) - num_pruned)
+        self.summary = TensorSummary(name, shape, values.size, float(self.energy_starts[-1]), depth)
+        self.base = max(num_pruned, lowest)
+        self.limit = max(self.base, max_zeros(values.size) if highest is None else highest)
+        self.cost = cost
+
+    @property
+    def sizes(self) -> NDArray[np.int64]:
+        """Number of weights in each bucket that may go or stay."""
+        result: NDArray[np.int64] = np.diff(np.clip(self.starts, self.base, self.limit))
+        return result
 
     def bounds(self, allocation: Keyed) -> tuple[Array, Array]:
         """Return keys that no weight of a bucket falls below and none exceeds, for each bucket."""
         first, last = _floats(self.first_bits), _floats(self.last_bits)
-        ranks = (self.num_pruned + self.starts).astype(np.float64)
+        ranks = self.starts.astype(np.float64)
         energy_ends = np.maximum(self.energy_starts[1:] - np.square(first), self.energy_starts[:-1])
         return (
             allocation.key(self.summary, ranks[:-1], first, self.energy_starts[:-1]),
             allocation.key(self.summary, ranks[1:] - 1, last, energy_ends),
         )
 
-    def window(self, allocation: Keyed, first: int, end: int) -> Array:
-        """Return the keys of the weights in buckets [first, end), rising, without those that must stay."""
+    def windows(self, allocation: Keyed, ranges: Sequence[tuple[int, int]]) -> list[Array]:
+        """Return the keys, rising, of the weights that may go or stay in each range [first, end) of buckets."""
+        is_asked = any(first < end for first, end in ranges)
+        bits = _bits(self._scores()) if is_asked else np.empty(0, np.int32)
+        return [self._window(allocation, bits, first, end) for first, end in ranges]
+
+    def _window(self, allocation: Keyed, bits: NDArray[np.int32], first: int, end: int) -> Array:
         if first >= end:
             return np.empty(0)
-        inside = self.bits[(self.bits >= self.first_bits[first]) & (self.bits <= self.last_bits[end - 1])]
+        inside = bits[(bits >= self.first_bits[first]) & (bits <= self.last_bits[end - 1])]
         inside.sort()
-        if self.first_bits[first] == 0:
-            inside = inside[self.num_pruned :]
         score = _floats(inside)
-        start = self.starts[first]
-        rank = np.arange(self.num_pruned + start, self.num_pruned + start + score.size, dtype=np.float64)
+        start = int(self.starts[first])
+        rank = np.arange(start, start + score.size, dtype=np.float64)
         energy = self.energy_starts[first] + np.concatenate([[0.0], np.cumsum(np.square(score))[:-1]])
-        return allocation.key(self.summary, rank, score, energy)[: max(0, self.num_left - int(start))]
+        free = slice(max(0, self.base - start), max(0, self.limit - start))
+        return allocation.key(self.summary, rank[free], score[free], energy[free])
 
 
-def select_counts(allocation: Keyed, tensors: Sequence[ScoredTensor], targets: Sequence[int]) -> list[list[int]]:
+def select_counts(allocation: Keyed, tensors: Sequence[ScoredTensor], targets: Sequence[float]) -> list[list[int]]:
     """Return how many weights of each tensor go, for each of several targets.
 
-    The weights that go are the already pruned ones and then those with the smallest keys; equal keys go in
-    the order of the tensors, and within a tensor in the order of (score, index). At most 99 % of a tensor
-    goes.
+    Of every tensor first those go that must, then over all tensors those with the smallest keys, until their
+    costs reach the target: with costs of 1 exactly as many as it says, otherwise the smallest number that
+    reaches it. Equal keys go in the order of the tensors, and within a tensor in the order of (score, index).
 
     Args:
         allocation: gives the keys.
-        tensors: the chosen tensors, in the order of the model.
-        targets: numbers of zeros to reach over all tensors, pruned ones included.
+        tensors: the tensors, in the order of the model.
+        targets: costs to reach over all tensors, with those of the weights that are pruned already.
 
     Raises:
-        UnreachableTargetError: a target is above what the limit of 99 % allows, or below what is pruned
-        already.
+        UnreachableTargetError: a target is above what may go, or below what must.
     """
-    bounds = [tensor.bounds(allocation) for tensor in tensors]
-    sizes = [np.diff(np.minimum(tensor.starts, tensor.num_left)) for tensor in tensors]
-    lows = _Cumulative([low for low, _ in bounds], sizes)
-    highs = _Cumulative([high for _, high in bounds], sizes)
-    num_pruned = sum(tensor.num_pruned for tensor in tensors)
-    num_left = sum(tensor.num_left for tensor in tensors)
-
-    results = []
+    must = sum(tensor.base * tensor.cost for tensor in tensors)
+    may = sum(tensor.limit * tensor.cost for tensor in tensors)
+    largest = max(tensor.cost for tensor in tensors)
     for target in targets:
-        if not 0 <= target - num_pruned <= num_left:
+        if target > may or (target < must and target <= must - largest):
+            unit = "zeros" if largest == 1 else "multiply-accumulates"
             raise UnreachableTargetError(
-                f"sparsity: expected between {num_pruned} and {num_pruned + num_left} zeros in the chosen "
-                f"weights, got a target of {target}. Choose more weights, or another sparsity."
+                f"sparsity: expected between {must:.15g} and {may:.15g} {unit} in the chosen weights, "
+                f"got a target of {target:.15g}. Choose more weights, or another sparsity."
             )
-        counts = [tensor.num_pruned for tensor in tensors]
-        if target > num_pruned:
-            low, high = lows.value(target - num_pruned), highs.value(target - num_pruned)
-            counts = _counts(allocation, tensors, bounds, (low, high), target)
-        results.append(counts)
-    return results
+    bounds = [tensor.bounds(allocation) for tensor in tensors]
+    lows = _Cumulative([low for low, _ in bounds], tensors)
+    highs = _Cumulative([high for _, high in bounds], tensors)
+    brackets = [(lows.value(target - must), highs.value(target - must)) for target in targets]
+    firsts, windows = [], []
+    for tensor, (low, high) in zip(tensors, bounds, strict=True):
+        # A bucket whose keys are all below the bracket goes, one whose keys are all above it stays.
+        ranges = [
+            (int(np.searchsorted(high, bracket[0], "left")), int(np.searchsorted(low, bracket[1], "right")))
+            for bracket in brackets
+        ]
+        firsts.append([int(np.clip(tensor.starts[first], tensor.base, tensor.limit)) for first, _ in ranges])
+        windows.append(tensor.windows(allocation, ranges))
+    return [
+        _counts(tensors, [row[index] for row in firsts], [row[index] for row in windows], target)
+        for index, target in enumerate(targets)
+    ]
 
 
 class _Cumulative:
-    """Bucket keys of all tensors, rising, with the number of weights up to each."""
+    """Bucket keys of all tensors, rising, with the cost of the weights up to each."""
 
-    def __init__(self, keys: Sequence[Array], sizes: Sequence[NDArray[np.int64]]) -> None:
+    def __init__(self, keys: Sequence[Array], tensors: Sequence[ScoredTensor]) -> None:
         every_key = np.concatenate(keys)
         order = np.argsort(every_key)
         self.keys = every_key[order]
-        self.totals = np.cumsum(np.concatenate(sizes)[order])
+        self.totals = np.cumsum(np.concatenate([tensor.sizes * tensor.cost for tensor in tensors])[order])
 
-    def value(self, count: int) -> float:
-        """Return the smallest key up to which there are `count` weights."""
-        return float(self.keys[np.searchsorted(self.totals, count)])
+    def value(self, cost: float) -> float:
+        """Return the smallest key up to which the weights cost `cost`; nothing is cheaper than nothing."""
+        if cost <= 0:
+            return -np.inf
+        return float(self.keys[min(int(np.searchsorted(self.totals, cost)), self.keys.size - 1)])
 
 
-def _counts(
-    allocation: Keyed,
-    tensors: Sequence[ScoredTensor],
-    bounds: Sequence[tuple[Array, Array]],
-    bracket: tuple[float, float],
-    target: int,
-) -> list[int]:
-    """Resolve one target, whose threshold key lies in `bracket`."""
-    counts, windows = [], []
-    for tensor, (low, high) in zip(tensors, bounds, strict=True):
-        first = int(np.searchsorted(high, bracket[0], side="left"))
-        end = int(np.searchsorted(low, bracket[1], side="right"))
-        counts.append(tensor.num_pruned + min(int(tensor.starts[first]), tensor.num_left))
-        windows.append(tensor.window(allocation, first, end))
-    missing = target - sum(counts)
-    threshold = np.partition(np.concatenate(windows), missing - 1)[missing - 1]
-    below = [int(np.searchsorted(window, threshold, side="left")) for window in windows]
-    ties = [int(np.searchsorted(window, threshold, side="right")) for window in windows]
-    missing -= sum(below)
-    for index in range(len(counts)):
-        num_tied = min(missing, ties[index] - below[index])
-        counts[index] += below[index] + num_tied
-        missing -= num_tied
-    return counts
+def _counts(tensors: Sequence[ScoredTensor], counts: list[int], windows: Sequence[Array], target: float) -> list[int]:
+    """Add to `counts`, which are below the target, the weights of smallest key in `windows` that reach it."""
+    missing = target - sum(count * tensor.cost for count, tensor in zip(counts, tensors, strict=True))
+    owner = np.repeat(np.arange(len(windows)), [window.size for window in windows])
+    if missing <= 0 or owner.size == 0:
+        return counts
+    order = np.argsort(np.concatenate(windows), kind="stable")
+    costs = np.cumsum(np.array([tensor.cost for tensor in tensors])[owner[order]])
+    gone = owner[order[: int(np.searchsorted(costs, missing)) + 1]]
+    return [count + int(added) for count, added in zip(counts, np.bincount(gone, minlength=len(counts)), strict=True)]
+
+
+def _bits(scores: NDArray[np.float32]) -> NDArray[np.int32]:
+    """Floats >= 0 have the order of their bits, denormal or not."""
+    return scores.view(np.int32)
 
 
 def _floats(bits: NDArray[np.int32]) -> Array:

@@ -2,8 +2,6 @@
 
 from typing import ClassVar, Literal
 
-import numpy as np
-
 from sparsedet.common.config import ConfigModel
 from sparsedet.sparsity.allocation.selection import Array, TensorSummary
 
@@ -16,5 +14,5 @@ class Uniform(ConfigModel):
 
     def key(self, tensor: TensorSummary, rank: Array, score: Array, energy_below: Array) -> Array:
         """Key = share of the tensor that is gone when half of the weight is (see `Keyed.key`)."""
-        result: Array = (rank + 0.5) / np.prod(tensor.shape)
+        result: Array = (rank + 0.5) / tensor.size
         return result

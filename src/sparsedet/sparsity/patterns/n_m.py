@@ -1,26 +1,31 @@
 """N:M pattern: N weights stay in each M consecutive input channels (2:4 is what sparse tensor cores run)."""
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from sparsedet.common.config import ConfigModel
 from sparsedet.common.errors import ConfigError, UnsupportedShapeError
+from sparsedet.sparsity.patterns.pattern import BasePattern
 
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
-class NM(ConfigModel):
+def _default_eligibility(values: dict[str, Any]) -> Literal["asp", "divisible"]:
+    return "asp" if (values.get("n"), values.get("m")) == (2, 4) else "divisible"
+
+
+class NM(BasePattern):
     """Keep exactly `n` of every `m` consecutive input channels, for each output channel and kernel position.
 
     Attributes:
         n: weights that stay in a group.
         m: size of a group.
-        eligibility: which layers are served. ``asp``: those that NVIDIA's ASP takes because the sparse
-            kernels need it, out_channels % 8 == 0 and in_channels/groups % 16 == 0 (and % m == 0);
-            ``divisible``: all with in_channels/groups % m == 0. Transposed convolutions are never served.
+        eligibility: which layers are served. ``asp`` (default for 2:4): those that NVIDIA's ASP takes because
+            the sparse kernels need it, out_channels % 8 == 0 and in_channels/groups % 16 == 0 (and % m == 0);
+            ``divisible`` (default for other n and m, for which there are no such kernels): all with
+            in_channels/groups % m == 0. Transposed convolutions are never served.
 
     Source: Mishra et al. 2021 (arXiv:2104.08378), sec. 3; layout and eligibility as NVIDIA ASP ``m4n2_1d``.
     """
@@ -28,7 +33,7 @@ class NM(ConfigModel):
     type: Literal["n_m"] = "n_m"
     n: Annotated[int, Field(ge=1)] = 2
     m: Annotated[int, Field(ge=2)] = 4
-    eligibility: Literal["asp", "divisible"] = "asp"
+    eligibility: Literal["asp", "divisible"] = Field(default_factory=_default_eligibility)
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -54,16 +59,18 @@ class NM(ConfigModel):
         num_out, num_in = module.weight.shape[:2]
         if num_in % self.m:
             return f"{self.label} needs in_channels/groups % {self.m} == 0, got {num_in}"
-        if self.eligibility == "asp" and (num_out % 8 or num_in % 16):
-            return (
-                f"{self.label} (asp) needs out_channels % 8 == 0 and in_channels/groups % 16 == 0, "
-                f"got {num_out} and {num_in}"
-            )
-        return None
+        return asp_rule(self.label, num_out, num_in) if self.eligibility == "asp" else None
 
     def mask(self, scores: Tensor, num_zeros: int) -> Tensor:
         """See `n_m_mask`; `num_zeros` follows from n and m and is ignored."""
         return n_m_mask(scores, self.n, self.m)
+
+
+def asp_rule(label: str, num_out: int, num_in: int) -> str | None:
+    """Return how a weight of shape (num_out, num_in, …) fails NVIDIA ASP's rule; None: it does not."""
+    if num_out % 8 or num_in % 16:
+        return f"{label} (asp) needs out_channels % 8 == 0 and in_channels/groups % 16 == 0, got {num_out} and {num_in}"
+    return None
 
 
 def n_m_mask(scores: Tensor, n: int, m: int) -> Tensor:

@@ -4,29 +4,20 @@ from typing import Literal
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from sparsedet.common.config import ConfigModel
+from sparsedet.sparsity.patterns.pattern import BasePattern
 
 
-class Unstructured(ConfigModel):
+class Unstructured(BasePattern):
     """Zeros anywhere in a tensor; the allocation says how many."""
 
     type: Literal["unstructured"] = "unstructured"
 
     @property
-    def fixed_sparsity(self) -> float | None:
-        """Sparsity that the pattern itself gives every tensor; None: the allocation decides."""
-        return None
-
-    @property
     def label(self) -> str:
         """Short name for tables."""
         return "unstructured"
-
-    def unserved(self, module: nn.Module) -> str | None:
-        """Return the rule by which the pattern cannot serve the weight of `module`; None: it can."""
-        return None
 
     def mask(self, scores: Tensor, num_zeros: int) -> Tensor:
         """See `unstructured_mask`."""

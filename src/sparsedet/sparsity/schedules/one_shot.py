@@ -25,3 +25,7 @@ class OneShot(ConfigModel):
     def boundaries(self, total_steps: int) -> tuple[int, ...]:
         """Return the first step of the only level, 0."""
         return (0,)
+
+    def restarts(self, total_steps: int) -> tuple[int, ...]:
+        """Return the step from which the learning-rate schedule of the only level counts, 0."""
+        return (0,)

@@ -54,6 +54,26 @@ def test_fixed_statistics_everywhere(name):
     assert all(isinstance(norm, FixedStatsBatchNorm2d) and not norm.training for norm in norms)
 
 
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2"])
+@pytest.mark.parametrize("init", ["kaiming_fan_out", "lecun_normal"])
+def test_initial_weights(name, init):
+    torch.manual_seed(0)
+    backbone = BACKBONES[name](type=name, init=init).build()
+    for module in backbone.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            assert (module.weight == 1).all()
+            assert (module.bias == 0).all()
+        elif isinstance(module, torch.nn.Conv2d):
+            num_out, num_in, height, width = module.weight.shape
+            fan_in, fan_out = num_in * height * width, num_out * height * width
+            std = (1 / fan_in if init == "lecun_normal" else 2 / fan_out) ** 0.5
+            z, n = module.weight / std, module.weight.numel()
+            assert module.bias is None
+            assert abs(z.mean()) < 5 / n**0.5
+            assert abs(z.var() - 1) < 5 * (2 / n) ** 0.5
+            assert abs((z.abs() < 1).float().mean() - 0.6827) < 5 * 0.4654 / n**0.5  # of a normal distribution
+
+
 @pytest.mark.parametrize(("backbone", "message"), [
     ({"type": "resnet18", "levels": [3, 2]},
      "backbone.levels: expected ascending levels out of 2, 3, 4, 5, got [3, 2]. Correct the list."),

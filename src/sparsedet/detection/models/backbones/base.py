@@ -4,14 +4,15 @@ Level l is the feature map of stride 2 ** l; stage s (0-based) takes level s to 
 stem.
 """
 
-from typing import Self
+from functools import partial
+from typing import Literal, Self
 
-from pydantic import NonNegativeInt, ValidationInfo, field_validator
+from pydantic import NonNegativeInt, PositiveInt, ValidationInfo, field_validator
 from torch import Tensor, nn
 
 from sparsedet.common.config import ConfigModel
 from sparsedet.detection.models.backbones.weights import check_weights
-from sparsedet.detection.models.norms import BackboneNorm
+from sparsedet.detection.models.norms import BackboneNorm, make_norm
 
 
 class BaseBackboneConfig(ConfigModel):
@@ -19,7 +20,11 @@ class BaseBackboneConfig(ConfigModel):
 
     Attributes:
         levels: levels given to the neck, ascending, each in 2..5 (strides 4..32).
-        norm: ``batch_norm``, or ``batch_norm_fixed_stats`` whose running statistics never change.
+        norm: ``batch_norm``, ``batch_norm_fixed_stats`` whose running statistics never change, or
+            ``sync_batch_norm`` whose statistics several processes share.
+        sync_group_size: consecutive ranks that do; null: all.
+        init: ``kaiming_fan_out``, He et al.'s normal distribution as torchvision draws it, or ``lecun_normal``,
+            variance 1 / fan in, which United-Perception calls msra.
         frozen_stages: how many stages, counted from the stem, are neither trained nor let out of eval mode;
             2 is the stem and the first stage, as usual with pretrained weights.
         weights: ``none``, a file ending in .pth or .pt with torchvision's key names, ``imagenet``, or the
@@ -29,8 +34,15 @@ class BaseBackboneConfig(ConfigModel):
     type: str
     levels: tuple[int, ...] = (3, 4, 5)
     norm: BackboneNorm = "batch_norm"
+    sync_group_size: PositiveInt | None = None
+    init: Literal["kaiming_fan_out", "lecun_normal"] = "kaiming_fan_out"
     frozen_stages: NonNegativeInt = 0
     weights: str = "none"
+
+    @property
+    def make_norm(self) -> "partial[nn.Module]":
+        """Function of the channels that returns a normalisation layer."""
+        return partial(make_norm, self.norm, group_size=self.sync_group_size)
 
     @field_validator("levels")
     @classmethod
@@ -100,8 +112,11 @@ class Backbone(nn.Module):
         return tuple(features)
 
 
-def init_convs(module: nn.Module) -> None:
-    """Draw every convolution's weight from He et al.'s normal distribution (fan out), as torchvision does."""
+def init_convs(module: nn.Module, init: str) -> None:
+    """Draw every convolution's weight; `init` as in `BaseBackboneConfig`."""
     for child in module.modules():
         if isinstance(child, nn.Conv2d):
-            nn.init.kaiming_normal_(child.weight, mode="fan_out", nonlinearity="relu")
+            if init == "lecun_normal":
+                nn.init.kaiming_normal_(child.weight, mode="fan_in", nonlinearity="linear")
+            else:
+                nn.init.kaiming_normal_(child.weight, mode="fan_out", nonlinearity="relu")

@@ -6,9 +6,8 @@ from pydantic import PositiveFloat
 from torch import nn
 from torchvision import models
 
-from sparsedet.detection.models.backbones.base import Backbone, BaseBackboneConfig
+from sparsedet.detection.models.backbones.base import Backbone, BaseBackboneConfig, init_convs
 from sparsedet.detection.models.backbones.weights import load_weights
-from sparsedet.detection.models.norms import BACKBONE_NORMS
 
 STAGE_ENDS = (2, 4, 7, 14, 18)  # blocks of `features` after which the stride has doubled as often as it will
 
@@ -40,13 +39,12 @@ class MobileNetV2(Backbone):
 
     def __init__(self, config: MobileNetV2Config) -> None:
         super().__init__(config.levels, config.frozen_stages)
-        network = models.MobileNetV2(
-            num_classes=1, width_mult=config.width_mult, norm_layer=BACKBONE_NORMS[config.norm]
-        )
+        network = models.MobileNetV2(num_classes=1, width_mult=config.width_mult, norm_layer=config.make_norm)
         self.ends = STAGE_ENDS[: config.levels[-1]]
         self.features = cast(nn.Sequential, network.features[: self.ends[-1]])
         last_blocks = [self.features[STAGE_ENDS[level - 1] - 1] for level in config.levels]
         self.channels = tuple(cast(int, block.out_channels) for block in last_blocks)
+        init_convs(self, config.init)
         self.train()
 
     def stages(self) -> list[list[nn.Module]]:

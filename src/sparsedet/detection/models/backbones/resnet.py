@@ -1,5 +1,6 @@
 """ResNet of any torchvision kind and any width; parameter names are torchvision's."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -9,7 +10,6 @@ from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from sparsedet.detection.models.backbones.base import Backbone, BaseBackboneConfig, init_convs
 from sparsedet.detection.models.backbones.weights import load_weights
-from sparsedet.detection.models.norms import BACKBONE_NORMS
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class ResNet(Backbone):
         super().__init__(config.levels, config.frozen_stages)
         kind = KINDS[config.type]
         expansion = kind.block.expansion
-        norm = BACKBONE_NORMS[config.norm]
+        norm = config.make_norm
         channels = config.width
         self.conv1 = nn.Conv2d(3, channels, 7, stride=2, padding=3, bias=False)
         self.bn1 = norm(channels)
@@ -103,7 +103,7 @@ class ResNet(Backbone):
                 channels = planes * expansion
             self.add_module(name, nn.Sequential(*blocks))
         self.channels = tuple(config.width * 2 ** (level - 2) * expansion for level in config.levels)
-        init_convs(self)
+        init_convs(self, config.init)
         self.train()
 
     def stages(self) -> list[list[nn.Module]]:
@@ -116,7 +116,7 @@ class ResNet(Backbone):
         ]
 
 
-def _downsample(in_channels: int, out_channels: int, stride: int, norm: type[nn.Module]) -> nn.Module | None:
+def _downsample(in_channels: int, out_channels: int, stride: int, norm: Callable[[int], nn.Module]) -> nn.Module | None:
     """Return the projection of a block's shortcut, or None where the shortcut is the identity."""
     if stride == 1 and in_channels == out_channels:
         return None

@@ -1,14 +1,14 @@
-"""Losses of dense heads.
+"""Classification losses of dense heads.
 
 Shapes: R anchors of all images, P positive ones among them, C classes.
 """
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch.nn.functional as F
-from pydantic import NonNegativeFloat
+from pydantic import Field, NonNegativeFloat
 from torch import Tensor
-from torchvision.ops import generalized_box_iou_loss
+from torchvision.ops import sigmoid_focal_loss
 
 from sparsedet.common.config import ConfigModel
 
@@ -45,19 +45,28 @@ class QualityFocalLoss(ConfigModel):
         return self.weight * (background + (as_object - as_background[positive, labels]).sum())
 
 
-class GIoULoss(ConfigModel):
-    """One minus the generalised IoU of predicted and true box.
+class FocalLoss(ConfigModel):
+    """Cross-entropy of every class against the others, with less weight on what is easy.
 
-    Source: Rezatofighi et al. 2019 (arXiv:1902.09630), alg. 1; torchvision's implementation.
+    Source: Lin et al. 2017 (arXiv:1708.02002), eq. 5; torchvision's implementation.
 
     Attributes:
+        alpha: weight of the right class of positive anchors; all else has 1 - alpha.
+        gamma: exponent of the modulating factor.
         weight: factor of this loss in the total.
     """
 
-    type: Literal["giou"] = "giou"
+    type: Literal["focal"] = "focal"
+    alpha: float = Field(default=0.25, ge=0, le=1)
+    gamma: NonNegativeFloat = 2.0
     weight: NonNegativeFloat = 1.0
 
-    def sum(self, boxes_xyxy: Tensor, target_xyxy: Tensor) -> Tensor:
-        """Return the weighted sum, a scalar, over pairs of boxes of shape (P, 4) in pixels."""
-        loss: Tensor = generalized_box_iou_loss(boxes_xyxy, target_xyxy, reduction="sum")
-        return self.weight * loss
+    def sum(self, logits: Tensor, is_counted: Tensor, positive: Tensor, labels: Tensor, quality: Tensor) -> Tensor:
+        """Return the weighted sum as `QualityFocalLoss.sum` does; the target score is 1, whatever `quality`."""
+        target = logits.new_zeros(logits.shape)
+        target[positive, labels] = 1
+        loss: Tensor = sigmoid_focal_loss(logits, target, self.alpha, self.gamma, reduction="none")
+        return self.weight * (loss.sum(dim=1) * is_counted).sum()
+
+
+ClsLoss = Annotated[QualityFocalLoss | FocalLoss, Field(discriminator="type")]

@@ -1,0 +1,68 @@
+"""The plan of a suite, against numbers worked out by hand."""
+
+import pytest
+
+from sparsedet.benchmark.plan import plan
+from sparsedet.benchmark.suite import load_suite
+from sparsedet.common.errors import ConfigError
+from sparsedet.common.shipped import find_config
+
+PUBLISHED = {  # COCO val2017 box AP in percent, by row: dense, 30 to 90 %, 2:4
+    "retinanet-r50": (37.0, (37.5, 37.7, 37.6, 37.2, 36.7, 33.7, 32.6), 36.8),
+    "retinanet-improve-r18": (40.7, (40.7, 40.7, 40.5, 40.3, 39.5, 37.1, 29.5), 40.3),
+    "retinanet-improve-cos-iou-r18": (41.3, (41.3, 41.2, 40.9, 40.9, 39.8, 36.7, 27.6), 40.8),
+    "faster-rcnn-r50": (43.5, (None,) * 7, 41.7),
+}
+
+
+@pytest.fixture(scope="module")
+def published():
+    """Rows of the published suite, planned without its data."""
+    return plan(load_suite(find_config("published_coco.yaml"), ("data.root=/nowhere",)))
+
+
+def rows_of(rows, experiment):
+    return [row for row in rows if row["experiment"] == experiment]
+
+
+def test_every_published_cell_is_planned(published):
+    for name, (dense, levels, two_four) in PUBLISHED.items():
+        assert rows_of(published, f"{name}-dense")[0]["published AP"] == pytest.approx(dense / 100)
+        assert rows_of(published, f"{name}-two-four")[0]["published AP"] == pytest.approx(two_four / 100)
+        planned = rows_of(published, f"{name}-levels")
+        assert [row["level"] for row in planned] == [f"{share}% unstructured" for share in range(30, 100, 10)]
+        expected = [None if value is None else pytest.approx(value / 100) for value in levels]
+        assert [row["published AP"] for row in planned] == expected
+        for kind in ("levels", "two-four"):
+            assert {row["starts from"] for row in rows_of(published, f"{name}-{kind}")} == {f"{name}-dense"}
+
+
+def test_steps_batches_and_rates_of_the_published_runs(published):
+    # 117266 images: ceil(117266 / 16) = 7330 for each device; 3665 batches of 2, 917 of 8
+    (dense,) = rows_of(published, "retinanet-r50-dense")
+    assert (dense["steps"], dense["epochs"], dense["batch"]) == (12 * 3665, 12, "32 = 16 x 2")
+    assert (dense["first lr"], dense["peak lr"]) == (pytest.approx(2e-5), pytest.approx(0.02))  # 6.25e-4 x 32
+    assert dense["last lr"] == pytest.approx(2e-4)
+    levels = rows_of(published, "retinanet-improve-r18-levels")
+    assert [row["steps"] for row in levels] == [12 * 917] * 7
+    assert {row["batch"] for row in levels} == {"128 = 16 x 8"}
+    for level in levels:  # every level starts again
+        assert level["first lr"] == pytest.approx(8e-6)
+        assert level["peak lr"] == pytest.approx(8e-3)
+        assert level["last lr"] == pytest.approx(8e-5)
+    (two_four,) = rows_of(published, "faster-rcnn-r50-two-four")
+    assert two_four["steps"] == 20 * 3665
+    assert two_four["first lr"] == pytest.approx(6.25e-5)  # not scaled by the batch: up_semantics §9
+    assert two_four["peak lr"] == pytest.approx(2e-3)
+
+
+def test_a_plan_counts_the_data_that_are_there(tiny_recipe):
+    (row,) = plan(load_suite(tiny_recipe, ("training.steps=null", "training.epochs=5")))
+    assert (row["steps"], row["epochs"], row["batch"]) == (15, 5.0, "2")  # 6 images in batches of 2
+
+
+def test_no_data_and_no_number_of_images(tiny_recipe):
+    with pytest.raises(
+        ConfigError, match=r"data.root: expected the annotation file /nowhere/annotations/train.json or"
+    ):
+        plan(load_suite(tiny_recipe, ("data.root=/nowhere",)))
