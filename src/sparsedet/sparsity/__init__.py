@@ -20,7 +20,6 @@ from sparsedet.sparsity.followers import DeadChannels
 from sparsedet.sparsity.limits import Limit
 from sparsedet.sparsity.measure import LayerMeasurement, Measurement, measure
 from sparsedet.sparsity.patterns import NM, NM2D, PATTERNS, Block, Channel, Pattern, Unstructured, check_n_m
-from sparsedet.sparsity.permutation import PermutationReport, PermutedGroup, permute_channels
 from sparsedet.sparsity.profile import Profile, profile_model
 from sparsedet.sparsity.schedules import SCHEDULES, LevelWise, OneShot, Schedule
 from sparsedet.sparsity.sensitivity import measure_sensitivity
@@ -50,8 +49,6 @@ __all__ = [
     "Measurement",
     "OneShot",
     "Pattern",
-    "PermutationReport",
-    "PermutedGroup",
     "Profile",
     "Schedule",
     "Selected",
@@ -65,6 +62,5 @@ __all__ = [
     "check_n_m",
     "measure",
     "measure_sensitivity",
-    "permute_channels",
     "profile_model",
 ]
