@@ -22,6 +22,9 @@ folder, rank = sys.argv[1], int(sys.argv[2])
 dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=4)
 images = torch.load(f"{folder}/images.pt")[rank]
 found = {}
+if rank == 0:  # without the other processes: neither may wait for them
+    found["eval"] = SyncBatchNorm2d(3).eval()(images).detach()
+    found["alone"] = SyncBatchNorm2d(3, 1)(images).detach()
 for group_size in (None, 8, 1, 2, 3):
     norm = SyncBatchNorm2d(3, group_size)
     norm.load_state_dict(torch.load(f"{folder}/norm.pt"))
@@ -100,6 +103,13 @@ def test_the_result_has_the_precision_of_the_images(found):
     y = torch.cat([result["bfloat16"] for result in found])
     expected = nn.BatchNorm2d(3)(torch.cat(images_of(4)).bfloat16().float()).detach()
     torch.testing.assert_close(y, expected.bfloat16(), rtol=0, atol=0.016)
+
+
+@pytest.mark.slow
+def test_one_process_needs_no_other_to_evaluate_or_in_a_group_of_its_own(found):
+    images = images_of(4)[0]
+    assert_close(found[0]["eval"], nn.BatchNorm2d(3).eval()(images).detach())
+    assert_close(found[0]["alone"], nn.BatchNorm2d(3)(images).detach())
 
 
 @pytest.mark.slow
