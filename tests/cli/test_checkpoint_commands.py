@@ -1,25 +1,7 @@
-import pytest
 import torch
 
 from sparsedet.benchmark.console import Console
 from sparsedet.benchmark.suite import load_suite, run_suite
-from sparsedet.cli.main import main
-
-
-@pytest.fixture
-def sparsedet(monkeypatch, capsys):
-    """Function that runs the command line: exit code, stdout, stderr."""
-
-    def run(*arguments):
-        monkeypatch.setattr("sys.argv", ["sparsedet", *map(str, arguments)])
-        code = 0
-        try:
-            main()
-        except SystemExit as done:
-            code = done.code
-        return (code or 0, *capsys.readouterr())
-
-    return run
 
 
 def test_a_pruned_checkpoint_is_converted_and_a_run_starts_from_it(sparsedet, tiny_recipe, tmp_path):

@@ -1,38 +1,17 @@
 """The command line as a user meets it: its output and its exit code."""
 
-import contextlib
-import io
 import json
 import subprocess
 import sys
 import time
-from types import SimpleNamespace
-from unittest import mock
 
 import pytest
-
-from sparsedet.cli.main import main
 
 LEVELS = "sparsity={schedule: {type: level_wise, levels: [0.5, 0.8]}}"
 
 
-def sparsedet(*arguments):
-    """Run the command line in this process; importing torch anew for every command would take minutes."""
-    out, err, code = io.StringIO(), io.StringIO(), 0
-    with (
-        mock.patch.object(sys, "argv", ["sparsedet", *map(str, arguments)]),
-        contextlib.redirect_stdout(out),
-        contextlib.redirect_stderr(err),
-    ):
-        try:
-            main()
-        except SystemExit as done:
-            code = done.code
-    return SimpleNamespace(stdout=out.getvalue(), stderr=err.getvalue(), returncode=code)
-
-
 @pytest.fixture(scope="module")
-def run_folder(tiny_recipe_text, tmp_path_factory):
+def run_folder(sparsedet, tiny_recipe_text, tmp_path_factory):
     """Folder of a run of the tiny recipe with two levels, made by the command."""
     folder = tmp_path_factory.mktemp("cli")
     (folder / "tiny.yaml").write_text(tiny_recipe_text)
@@ -54,7 +33,7 @@ def test_help_needs_no_torch_and_answers_at_once():
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "[]\n"
 
 
-def test_report_formats(run_folder):
+def test_report_formats(run_folder, sparsedet):
     rst = sparsedet("report", run_folder)
     assert "Network(config)/sparsity" in rst.stdout
     assert sparsedet("report", run_folder, "--format", "csv").stdout.count("\n") == 3
@@ -64,13 +43,13 @@ def test_report_formats(run_folder):
     assert (run_folder / "x.html").read_text().startswith("<!doctype html>")
 
 
-def test_eval_prints_what_was_recorded(run_folder):
+def test_eval_prints_what_was_recorded(run_folder, sparsedet):
     done = sparsedet("eval", run_folder / "tiny" / "sparsity-0.8" / "checkpoint.pt", "--json")
     records = [json.loads(line) for line in (run_folder / "tiny" / "records.jsonl").read_text().splitlines()]
     assert json.loads(done.stdout) == records[1]["metrics"]
 
 
-def test_verify_exit_codes(run_folder, tmp_path):
+def test_verify_exit_codes(run_folder, tmp_path, sparsedet):
     import torch
 
     checkpoint = run_folder / "tiny" / "sparsity-0.8" / "checkpoint.pt"
@@ -85,7 +64,7 @@ def test_verify_exit_codes(run_folder, tmp_path):
     assert "backbone.conv1.weight: expected +0.0 at" in json.loads(done.stdout)["faults"][0]
 
 
-def test_analyze_a_recipe_and_a_checkpoint(run_folder):
+def test_analyze_a_recipe_and_a_checkpoint(run_folder, sparsedet):
     recipe = run_folder.parent / "tiny.yaml"
     rows = json.loads(sparsedet("analyze", recipe, "--set", LEVELS, "--json").stdout)
     assert {"name", "shape", "num_macs", "stride_group", "chosen", "reason", "allocated_0.5"} <= set(rows[0])
@@ -100,13 +79,13 @@ def test_analyze_a_recipe_and_a_checkpoint(run_folder):
     assert {row["sparsity"] for row in rows} == {0.0}  # it prunes nothing: what its layers are
 
 
-def test_config_show_loads_back_equal(run_folder, tmp_path):
+def test_config_show_loads_back_equal(run_folder, tmp_path, sparsedet):
     shown = sparsedet("config", "show", run_folder.parent / "tiny.yaml", "--set", LEVELS).stdout
     (tmp_path / "again.yaml").write_text(shown)
     assert sparsedet("config", "show", tmp_path / "again.yaml").stdout == shown
 
 
-def test_config_translate_prints_the_native_form_and_every_key(tiny_recipe, tmp_path):
+def test_config_translate_prints_the_native_form_and_every_key(tiny_recipe, tmp_path, sparsedet):
     block = "sparsity:\n  scheduler:\n    type: AmpereScheduler\n    kwargs: {mask_calculator: m4n2_1d, verbosity: 0}\n"
     tiny_recipe.write_text(tiny_recipe.read_text() + block)
     done = sparsedet("config", "translate", tiny_recipe)
@@ -114,7 +93,7 @@ def test_config_translate_prints_the_native_form_and_every_key(tiny_recipe, tmp_
     assert "sparsity.scheduler.kwargs.verbosity: no effect" in done.stderr
 
 
-def test_data_check(tiny_recipe, tiny_data):
+def test_data_check(tiny_recipe, tiny_data, sparsedet):
     done = sparsedet("data", "check", tiny_recipe)
     assert done.returncode == 0
     assert "6 images (1 without annotations), 10 boxes" in done.stdout
@@ -163,7 +142,7 @@ ONE_SHOT = "schedule: {type: one_shot, sparsity: 0.3}"
         (("report", "."), "expected a run folder with suite.json"),
     ],
 )
-def test_bad_input_is_one_message_and_exit_code_2(arguments, message, tiny_recipe, tmp_path, monkeypatch):
+def test_bad_input_is_one_message_and_exit_code_2(arguments, message, tiny_recipe, tmp_path, monkeypatch, sparsedet):
     monkeypatch.chdir(tmp_path)
     done = sparsedet(*(argument.replace("{recipe}", str(tiny_recipe)) for argument in arguments))
     assert done.returncode == 2

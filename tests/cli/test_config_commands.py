@@ -1,30 +1,12 @@
 import json
 from pathlib import Path
 
-import pytest
 from ruamel.yaml import YAML
 
 from sparsedet.benchmark.recipe import load_recipe
-from sparsedet.cli.main import main
 from sparsedet.common.config import dump
 
 FILE = Path(__file__).parents[1] / "benchmark" / "upstream" / "files" / "retina_bn.yaml"
-
-
-@pytest.fixture
-def sparsedet(monkeypatch, capsys):
-    """Function that runs the command line: exit code, stdout, stderr."""
-
-    def run(*arguments):
-        monkeypatch.setattr("sys.argv", ["sparsedet", *map(str, arguments)])
-        code = 0
-        try:
-            main()
-        except SystemExit as done:
-            code = done.code
-        return (code or 0, *capsys.readouterr())
-
-    return run
 
 
 def test_translate_prints_a_recipe_that_loads_back_equal_and_what_became_of_each_key(sparsedet, tmp_path):

@@ -325,7 +325,10 @@ def test_ties_constants_and_short_floats_give_exact_counts(name, dtype, bag):
     nn.init.zeros_(model.zero.weight)
     allocation = make(name, [key for key, _ in model.named_parameters()])
     profile_shape = (torch.zeros(1, 12),)
-    run = lambda inputs: model()  # noqa: E731
+
+    def run(inputs):
+        return model()
+
     config = SparsityConfig(schedule=LevelWise(levels=(0.25, 0.5, 0.75)), allocation=allocation)
     sparsifier = Sparsifier(model, config, profile_shape, run)
     model.to(dtype)

@@ -12,7 +12,7 @@ from torch import Tensor
 from sparsedet.benchmark.checkpoint import CHECKPOINT_FILE, build_detector, open_checkpoint
 from sparsedet.benchmark.recipe import Recipe, load_recipe
 from sparsedet.common.files import write_json, write_text
-from sparsedet.detection.data.loader import val_loader
+from sparsedet.detection.data.loader import padded_val_size, val_loader
 from sparsedet.detection.data.splits import Splits, open_splits
 from sparsedet.detection.models import Detector
 from sparsedet.sparsity import Measurement, Sparsifier, measure, profile_model
@@ -85,14 +85,10 @@ def example_inputs(recipe: Recipe, splits: Splits | None, stride: int, device: t
     Without data, an image of 640x480 pixels (the most frequent size in COCO) stands in for the latter.
     """
     shape = recipe.sparsity.input_shape if recipe.sparsity is not None else None
-    if shape is None and splits is None:
-        size = STAND_IN_SIZE
-        for transform in recipe.data.val_transforms:
-            size = transform.output_size(size)
-        shape = (1, 3, *(-(-side // stride) * stride for side in size))
-    if shape is None:
-        assert splits is not None
+    if shape is None and splits is not None:
         shape = tuple(next(val_loader(splits.val, 1, stride)).images.shape)
+    elif shape is None:
+        shape = (1, 3, *padded_val_size(recipe.data, STAND_IN_SIZE, stride))
     return (torch.zeros(shape, device=device),)
 
 
@@ -123,7 +119,7 @@ def analyze_file(path: Path, overrides: tuple[str, ...] = ()) -> Analysis:
         state = {"level": saved.level, "masks": saved.masks} if saved.masks else None
         return Analysis(_rows(saved.recipe, saved.model, splits, state))
     recipe = load_recipe(path, overrides).recipe
-    annotations = recipe.data.root / recipe.data.train.annotations
+    annotations = recipe.data.train_annotations
     if recipe.data.num_classes is None or annotations.exists():
         splits = open_splits(recipe.data, recipe.seed)
         model, _ = build_detector(recipe, splits.train.coco.categories)

@@ -163,7 +163,7 @@ class LevelRunner:
         batches = train_loader(
             self.splits.train,
             config.images_per_pass,
-            range(level.first_step, level.last_step),
+            level.steps,
             self.model.stride,
             config.passes_per_step,
             config.num_workers,

@@ -77,6 +77,16 @@ class Level:
         """Steps in the level."""
         return self.last_step - self.first_step
 
+    @property
+    def steps(self) -> range:
+        """Its steps."""
+        return range(self.first_step, self.last_step)
+
+    def lr(self, step: int, config: TrainingConfig, steps_per_epoch: int) -> float:
+        """Return the learning rate of a step of the level."""
+        counted = self.lr_steps or self.steps
+        return config.lr(step - counted.start, len(counted), steps_per_epoch)
+
 
 class Trainer:
     """Trains a detector level by level.
@@ -144,7 +154,7 @@ class Trainer:
         batches = iter(batches)
         recent: deque[float] = deque(maxlen=50)
         times: deque[float] = deque([time.perf_counter()], maxlen=21)
-        for step in range(level.first_step, level.last_step):
+        for step in level.steps:
             lr = self.lr(step, level)
             terms, norm = self._step(step, batches, lr)
             loss = sum(terms.values())
@@ -156,8 +166,7 @@ class Trainer:
 
     def lr(self, step: int, level: Level) -> float:
         """Return the learning rate of a step of `level`."""
-        steps = level.lr_steps or range(level.first_step, level.last_step)
-        return self.config.lr(step - steps.start, len(steps), self.steps_per_epoch)
+        return level.lr(step, self.config, self.steps_per_epoch)
 
     def _step(self, step: int, batches: Iterator[Batch], lr: float) -> tuple[dict[str, float], float | None]:
         if self.callback is not None:

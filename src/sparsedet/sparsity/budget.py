@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -103,7 +104,7 @@ class Budget:
             ScoredTensor(
                 part.weight.name,
                 tuple(part.weight.tensor.shape),
-                lambda weight=part.weight: scores(weight),  # type: ignore[misc]  # mypy cannot infer a default
+                partial(scores, part.weight),
                 num_pruned=num_pruned.get(part.weight.name, 0),
                 lowest=part.lowest,
                 highest=part.highest,

@@ -13,8 +13,7 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from sparsedet.common.errors import ConfigError
-from sparsedet.sparsity.patterns.n_m import TRANSPOSED
-from sparsedet.sparsity.weights import ATTENTION_PROJECTIONS, Weight, find_weights, unwrap
+from sparsedet.sparsity.weights import ATTENTION_PROJECTIONS, TRANSPOSED, Weight, find_weights, unwrap
 
 _FUNCTIONS: dict[Callable[..., Tensor], bool] = {
     functional.linear: False,

@@ -35,9 +35,7 @@ from torch import nn
 from sparsedet.common.config import ConfigModel
 from sparsedet.common.errors import ConfigError, TargetMatchError, UnsupportedShapeError, did_you_mean
 from sparsedet.sparsity.patterns import Pattern
-from sparsedet.sparsity.weights import CONVOLUTIONS, Weight, find_weights
-
-__all__ = ["PREDICTION", "PRESETS", "Selected", "Selector", "Targets", "find_weights", "match"]
+from sparsedet.sparsity.weights import CONVOLUTIONS, Weight
 
 PRESETS = ("depthwise", "prediction", "stem")
 """Names after ``preset:``."""

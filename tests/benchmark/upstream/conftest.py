@@ -9,6 +9,7 @@ import pytest
 
 from sparsedet.benchmark.upstream.file import Translator, read_config
 from sparsedet.common.document import format_path
+from sparsedet.common.errors import ConfigError
 
 FILES = Path(__file__).parent / "files"
 LISTS = {"net": "name", "hooks": "type"}
@@ -41,6 +42,31 @@ def translate():
         for note in translator.notes:
             notes.setdefault(note.key, []).append(note)
         return native.data, notes
+
+    return run
+
+
+@pytest.fixture
+def native_value(files, translate):
+    """Function of one of our files, an override and a dotted native key: the value that it becomes."""
+
+    def run(name, override, place):
+        data, _ = translate(files / name, override)
+        for key in place.split("."):
+            data = data[key]
+        return data
+
+    return run
+
+
+@pytest.fixture
+def refusal(files, translate):
+    """Function of one of our files and an override: the message with which it is refused."""
+
+    def run(name, override):
+        with pytest.raises(ConfigError) as error:
+            translate(files / name, override)
+        return str(error.value)
 
     return run
 

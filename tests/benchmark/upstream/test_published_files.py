@@ -13,7 +13,7 @@ from sparsedet.benchmark.suite import load_suite
 from sparsedet.common.config import dump, to_yaml
 from sparsedet.common.shipped import find_config
 from sparsedet.detection.trainer import Trainer
-from sparsedet.sparsity.targets import find_weights
+from sparsedet.sparsity.weights import find_weights
 
 GOLDEN = json.loads((Path(__file__).parents[2] / "detection" / "golden" / "golden_optimization.json").read_text())
 C1, C2, C3, C4 = (

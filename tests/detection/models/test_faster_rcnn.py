@@ -1,4 +1,5 @@
 from copy import deepcopy
+from functools import partial
 
 import pytest
 import torch
@@ -227,9 +228,12 @@ def test_up_compat_lets_the_predictions_of_all_levels_compete(model, images):
 
 def test_all_layers_run_on_a_known_number_of_regions(model, images):
     rows = {}
+
+    def count(name, module, inputs, output):
+        rows.setdefault(name, []).append(len(output))
+
     for name in ("backbone.conv1", "rpn.conv", "box_head.fc1", "box_head.box_pred"):
-        hook = lambda module, inputs, output, name=name: rows.setdefault(name, []).append(len(output))  # noqa: E731
-        model.get_submodule(name).register_forward_hook(hook)
+        model.get_submodule(name).register_forward_hook(partial(count, name))
     with torch.no_grad():
         model.eval().run_all(images)
     assert rows == {"backbone.conv1": [2], "rpn.conv": [2] * 5, "box_head.fc1": [100], "box_head.box_pred": [100]}

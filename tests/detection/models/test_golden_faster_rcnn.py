@@ -13,7 +13,6 @@ from sparsedet.detection.models.roi_head import RoIHeadConfig
 from sparsedet.detection.models.roi_pooling import roi_levels
 from sparsedet.detection.models.rpn import RPNConfig
 from sparsedet.detection.models.sampling import BalancedSampler
-from sparsedet.detection.structures import Target
 
 NUM_CLASSES = 80
 ONE_PIXEL = torch.tensor([0.0, 0.0, 1.0, 1.0])  # from UP's inclusive corners to continuous ones
@@ -41,11 +40,6 @@ def up_name(name):
 
 
 @pytest.fixture(scope="module")
-def recipe(golden):
-    return golden("recipe.py")
-
-
-@pytest.fixture(scope="module")
 def expected(golden):
     return golden("golden_faster_rcnn_r50_fpn_improve.json")
 
@@ -53,11 +47,6 @@ def expected(golden):
 @pytest.fixture(scope="module")
 def arrays(golden):
     return golden("golden_faster_rcnn_r50_fpn_improve.npz")
-
-
-@pytest.fixture(scope="module")
-def images(recipe):
-    return torch.from_numpy(recipe["image"]())
 
 
 @pytest.fixture(scope="module")
@@ -77,26 +66,9 @@ def model(recipe):
 
 
 @pytest.fixture(scope="module")
-def image_sizes(recipe):
-    return [tuple(info[:2]) for info in recipe["IMAGE_INFO"]]
-
-
-@pytest.fixture(scope="module")
-def targets(recipe, image_sizes):
+def targets(make_targets):
     """The targets of both kinds of training pass, without and with ignore regions."""
-    no_regions = [torch.zeros(0, 4)] * 2
-    return {
-        tag: [
-            Target(
-                torch.from_numpy(rows[:, :4]) + ONE_PIXEL,
-                torch.from_numpy(rows[:, 4]).long() - 1,
-                torch.as_tensor(region) + ONE_PIXEL,
-                size,
-            )
-            for rows, region, size in zip(recipe["GT"], regions, image_sizes, strict=True)
-        ]
-        for tag, regions in (("train", no_regions), ("train_ignores", recipe["IGNORE"]))
-    }
+    return {tag: make_targets(tag) for tag in TAGS}
 
 
 @pytest.fixture(scope="module")

@@ -23,7 +23,6 @@ from sparsedet.detection.models import (
 )
 from sparsedet.detection.models.assignment import IGNORED
 from sparsedet.detection.models.boxes import encode_boxes
-from sparsedet.detection.structures import Target
 
 NUM_CLASSES = 80
 ONE_PIXEL = torch.tensor([0.0, 0.0, 1.0, 1.0])  # from UP's inclusive corners to continuous ones
@@ -148,11 +147,6 @@ def up_name(case):
 
 
 @pytest.fixture(scope="module")
-def recipe(golden):
-    return golden("recipe.py")
-
-
-@pytest.fixture(scope="module")
 def expected(golden, name):
     return golden(f"golden_{name}.json")
 
@@ -163,11 +157,6 @@ def arrays(golden, name):
 
 
 @pytest.fixture(scope="module")
-def images(recipe):
-    return torch.from_numpy(recipe["image"]())
-
-
-@pytest.fixture(scope="module")
 def model(name, case, up_name, recipe):
     model = case.config.build(NUM_CLASSES)
     value = recipe["value"]
@@ -175,28 +164,6 @@ def model(name, case, up_name, recipe):
         {key: torch.from_numpy(value(up_name(key), old.shape, name)) for key, old in model.state_dict().items()}
     )
     return model.eval()
-
-
-@pytest.fixture(scope="module")
-def image_sizes(recipe):
-    return [tuple(info[:2]) for info in recipe["IMAGE_INFO"]]
-
-
-@pytest.fixture(scope="module")
-def make_targets(recipe, image_sizes):
-    def make(tag):
-        regions = recipe["IGNORE"] if tag == "train_ignores" else [torch.zeros(0, 4)] * 2
-        return [
-            Target(
-                torch.from_numpy(rows[:, :4]) + ONE_PIXEL,
-                torch.from_numpy(rows[:, 4]).long() - 1,
-                torch.as_tensor(region) + ONE_PIXEL,
-                size,
-            )
-            for rows, region, size in zip(recipe["GT"], regions, image_sizes, strict=True)
-        ]
-
-    return make
 
 
 @pytest.fixture(scope="module")

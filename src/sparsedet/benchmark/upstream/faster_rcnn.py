@@ -8,7 +8,9 @@ from collections.abc import Mapping
 from sparsedet.benchmark.upstream.section import Key, Section, Type, fixed, ignored, part, quote, to, value
 from sparsedet.benchmark.upstream.shared import (
     DRAW,
+    L1_KEYS,
     Pyramid,
+    check_num_level,
     loss_keys,
     matcher_types,
     nms_keys,
@@ -37,10 +39,6 @@ RPN_CFG: dict[str, Key] = {
     "train": part(),
     "test": part(),
 }
-BOX_LOSS: dict[str, Key] = {
-    "scale_type": fixed("linear", "offsets are compared as they are"),
-    "code_weights": fixed(None, "all four offsets weigh the same"),
-}
 
 
 def read_detector(parts: Mapping[str, Section], pyramid: Pyramid, entry: Mapping[str, Key]) -> None:
@@ -66,9 +64,7 @@ def read_detector(parts: Mapping[str, Section], pyramid: Pyramid, entry: Mapping
 def _read_rpn(head: Section, post: Section, pyramid: Pyramid, entry: Mapping[str, Key]) -> None:
     chosen = head.choose({"NaiveRPN": Type(RPN_HEAD, "detector.rpn")}, entry)
     kwargs, keys = chosen.kwargs, chosen.values
-    if keys["num_level"] != pyramid.num_levels:
-        raise kwargs.error("num_level", f"the neck's {pyramid.num_levels}", quote(keys["num_level"]), "Correct it.")
-    kwargs.no_effect("num_level", "it takes every level of the neck")
+    check_num_level(kwargs, keys["num_level"], pyramid)
     read_initializer(keys["initializer"], kwargs, "detector.rpn.init_std")
     post_keys = {
         "num_classes": fixed(2, TWO_CLASSES),
@@ -86,7 +82,7 @@ def _read_rpn(head: Section, post: Section, pyramid: Pyramid, entry: Mapping[str
         "init_prior": ignored("the head starts without a bias"),
     })  # fmt: skip
     cfg["cls_loss"].choose({"sigmoid_cross_entropy": Type(cls_loss, at)})
-    cfg["loc_loss"].choose({"l1_loss": Type(loss_keys("l1_loss", f"{at}.box_weight", BOX_LOSS), at)})
+    cfg["loc_loss"].choose({"l1_loss": Type(loss_keys("l1_loss", f"{at}.box_weight", L1_KEYS), at)})
     overlaps = {phase: _read_proposals(cfg[phase], phase) for phase in ("train", "test")}
     if len(set(overlaps.values())) > 1:
         raise cfg["test"].error("roi_predictor", f"the nms_iou_thresh of train, {overlaps['train']}",
@@ -202,7 +198,7 @@ def _read_box_post(section: Section, stds: list[float], entry: Mapping[str, Key]
         "ignore_index": fixed(-1, "every sampled region counts"),
     })  # fmt: skip
     cfg["cls_loss"].choose({"softmax_cross_entropy": Type(cls_loss, at)})
-    cfg["loc_loss"].choose({"l1_loss": Type(loss_keys("l1_loss", f"{at}.box_weight", BOX_LOSS), at)})
+    cfg["loc_loss"].choose({"l1_loss": Type(loss_keys("l1_loss", f"{at}.box_weight", L1_KEYS), at)})
     predictor = cfg["bbox_predictor"].choose({"faster": Type(_predictor_keys(done), done)})
     predictor.values["nms"].read(nms_keys(f"{done}.nms_iou"))
     predictor.values["bbox_normalize"].read(

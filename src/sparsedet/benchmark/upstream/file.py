@@ -13,7 +13,7 @@ from sparsedet.benchmark.upstream.layer_names import exclude_upstream_names
 from sparsedet.benchmark.upstream.network import read_network
 from sparsedet.benchmark.upstream.note import Note
 from sparsedet.benchmark.upstream.section import Key, Section, Translation, ignored, part, quote, value
-from sparsedet.benchmark.upstream.sparsity_block import NOT_TRACED, has_block, read_block, translate_document
+from sparsedet.benchmark.upstream.sparsity_block import BLOCK, NOT_TRACED, has_block, read_block, translate_document
 from sparsedet.benchmark.upstream.training import read_ema, read_hooks, read_runtime, read_saver, read_trainer
 from sparsedet.common.document import Document, KeyPath, key_paths, parse_override, read_yaml
 from sparsedet.common.errors import ConfigError, did_you_mean
@@ -33,7 +33,6 @@ TOP: dict[str, Key] = {
     "leaf_module": ignored(NOT_TRACED),
     "up_compat": value("true or false", False),
 }
-BLOCK_KEYS = {"scheduler", "mask_generator", "fake_sparse", "leaf_module", "fuse_bn"}
 COMPAT = (
     "matching and score thresholds, ignore regions, regions pooled from all levels, validation images without "
     "annotations, un-shifted cosine, late level restarts: see docs/up_compat.md"
@@ -173,7 +172,7 @@ def _names(document: Document, key: str, field: str) -> list[str]:
 
 def _is_upstream_key(keys: list[str], document: Document) -> bool:
     if keys[0] == "sparsity":
-        return len(keys) > 1 and keys[1] in BLOCK_KEYS and isinstance(document.data.get("sparsity"), dict)
+        return len(keys) > 1 and keys[1] in BLOCK and isinstance(document.data.get("sparsity"), dict)
     return keys[0] in TOP
 
 

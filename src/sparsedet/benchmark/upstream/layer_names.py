@@ -10,7 +10,7 @@ from sparsedet.common.config import ConfigModel, validate
 from sparsedet.common.document import Document
 from sparsedet.common.errors import did_you_mean
 from sparsedet.detection.models import DetectorConfig
-from sparsedet.sparsity.targets import find_weights
+from sparsedet.sparsity.weights import find_weights
 
 
 class _Network(ConfigModel):

@@ -7,8 +7,10 @@ from collections.abc import Mapping
 
 from sparsedet.benchmark.upstream.section import Chosen, Key, Section, Type, fixed, ignored, part, quote, to, value
 from sparsedet.benchmark.upstream.shared import (
+    L1_KEYS,
     NORMS,
     Pyramid,
+    check_num_level,
     loss_keys,
     matcher_types,
     nms_keys,
@@ -67,9 +69,7 @@ def read_detector(head: Section, post: Section, pyramid: Pyramid, entry: Mapping
     types["RetinaSubNet"] = Type({**HEAD, "normalize": no_norm}, "detector.head.type", "retina")
     chosen = head.choose(types, entry)
     kwargs, keys = chosen.kwargs, chosen.values
-    if keys["num_level"] != pyramid.num_levels:
-        raise kwargs.error("num_level", f"the neck's {pyramid.num_levels}", quote(keys["num_level"]), "Correct it.")
-    kwargs.no_effect("num_level", "the head takes every level of the neck")
+    check_num_level(kwargs, keys["num_level"], pyramid)
     read_norm(keys["normalize"], kwargs, "detector.head", NORMS)
     read_initializer(keys["initializer"], kwargs, "detector.head.init_std")
     std = head.translation.native.data["detector"]["head"]["init_std"]
@@ -177,12 +177,8 @@ def _read_box_losses(section: Section, has_iou: bool) -> None:
 def _box_loss(section: Section, has_iou: bool, is_composed: bool) -> dict[str, object]:
     """Return the native form of one box loss."""
     iou = {"loss_type": value("text", "iou")}
-    l1 = {
-        "scale_type": fixed("linear", "offsets are compared as they are"),
-        "code_weights": fixed(None, "all four offsets weigh the same"),
-    }
     at = "detector.box_losses"
-    types = {"iou_loss": _loss_type("iou_loss", at, iou), "l1_loss": _loss_type("l1_loss", at, l1)}
+    types = {"iou_loss": _loss_type("iou_loss", at, iou), "l1_loss": _loss_type("l1_loss", at, L1_KEYS)}
     if not is_composed:
         types["compose_loc_loss"] = Type()  # for the list of known names; it was read before
     chosen = section.choose(types)

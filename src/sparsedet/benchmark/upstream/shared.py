@@ -22,6 +22,19 @@ class Pyramid:
     strides: tuple[int, ...]
 
 
+L1_KEYS: dict[str, Key] = {
+    "scale_type": fixed("linear", "offsets are compared as they are"),
+    "code_weights": fixed(None, "all four offsets weigh the same"),
+}
+
+
+def check_num_level(kwargs: Section, num_level: int, pyramid: Pyramid) -> None:
+    """Check that a head has a level for each of the neck's."""
+    if num_level != pyramid.num_levels:
+        raise kwargs.error("num_level", f"the neck's {pyramid.num_levels}", quote(num_level), "Correct it.")
+    kwargs.no_effect("num_level", "the head takes every level of the neck")
+
+
 def read_norm(section: Section | None, kwargs: Section, at: str, norms: Mapping[str, str]) -> None:
     """Translate ``normalize`` into ``norm`` and ``sync_group_size`` of the part `at`.
 

@@ -70,6 +70,11 @@ class DataConfig(ConfigModel):
     num_classes: Annotated[int, Field(ge=1)] | None = None
     num_train_images: Annotated[int, Field(ge=1)] | None = None
 
+    @property
+    def train_annotations(self) -> Path:
+        """Annotation file of the split that is learned."""
+        return self.root / self.train.annotations
+
     @model_validator(mode="after")
     def _mosaics_exist(self) -> Self:
         has_mosaic = False

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from sparsedet.common.errors import DatasetError
+from sparsedet.detection.data.config import DataConfig
 from sparsedet.detection.data.dataset import DetectionDataset, Sample
 from sparsedet.detection.data.samplers import Position, evaluation_indices
 from sparsedet.detection.evaluation import to_coco_results
@@ -101,15 +102,20 @@ def train_loader(
 
 def val_loader(dataset: DetectionDataset, batch_size: int, stride: int, num_workers: int = 0) -> Iterator[Batch]:
     """Yield every image once; a batch holds images of one padded size, so its size changes no result."""
-    multiple = dataset.config.pad_multiple or stride
     groups: dict[tuple[int, int], list[Position]] = {}
     for index in evaluation_indices(len(dataset)):
         size = dataset.images[index].height, dataset.images[index].width
-        for transform in dataset.config.val_transforms:
-            size = transform.output_size(size)
-        groups.setdefault((_round_up(size[0], multiple), _round_up(size[1], multiple)), []).append((0, index))
+        groups.setdefault(padded_val_size(dataset.config, size, stride), []).append((0, index))
     batches = [group[i : i + batch_size] for group in groups.values() for i in range(0, len(group), batch_size)]
     return _load(dataset, batches, stride, num_workers)
+
+
+def padded_val_size(config: DataConfig, size: tuple[int, int], stride: int) -> tuple[int, int]:
+    """Return (height, width) of the batch in which an image file of `size` is evaluated alone, in pixels."""
+    for transform in config.val_transforms:
+        size = transform.output_size(size)
+    multiple = config.pad_multiple or stride
+    return _round_up(size[0], multiple), _round_up(size[1], multiple)
 
 
 class _TrainBatches(Sampler[list[Position]]):

@@ -59,6 +59,13 @@ class Anchors(ConfigModel):
                 )
         return torch.tensor(anchors, dtype=torch.float64)
 
+    def grids(self, maps: Sequence[Tensor], finest_stride: int, legacy: bool) -> list[Tensor]:
+        """Return `grid` for each of the maps (B, channels, H, W), finest first, whose strides double."""
+        return [
+            self.grid(level_map.shape[-2:], finest_stride * 2**level, legacy, level_map.device)
+            for level, level_map in enumerate(maps)
+        ]
+
     def grid(self, size: Sequence[int], stride: int, legacy: bool, device: torch.device) -> Tensor:
         """Return all anchors of a level of `size` (H, W) cells, float32, shape (H * W * A, 4).
 

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 import torch
 from pydantic import Field, PositiveInt
 from torch import Tensor
-from torchvision.ops import batched_nms
 
 from sparsedet.common.config import ConfigModel
-from sparsedet.detection.models.boxes import clip_boxes, decode_boxes
+from sparsedet.detection.models.boxes import decode_boxes
+from sparsedet.detection.models.suppression import clip_and_suppress
 from sparsedet.detection.structures import Detections
 
 UP_SMALL_LEVEL = 120  # number of anchors up to which United-Perception keeps all scores of a level
@@ -56,12 +56,8 @@ class PostProcessing(ConfigModel):
         """
         found = [self._candidates(*level) for level in zip(scores, box_deltas, anchors, strict=True)]
         boxes, kept_scores, labels = (torch.cat(parts) for parts in zip(*found, strict=True))
-        boxes = clip_boxes(boxes, image_size, legacy)
-        is_left = (boxes[:, 2:] > boxes[:, :2]).all(dim=1)  # nothing remains of boxes outside the image
-        boxes, kept_scores, labels = boxes[is_left], kept_scores[is_left], labels[is_left]
-        # float64: torchvision moves classes apart by large offsets, which cost float32 boxes their fractions
-        keep = batched_nms(boxes.double(), kept_scores.double(), labels, self.nms_iou)[: self.max_detections]
-        return Detections(boxes[keep], kept_scores[keep], labels[keep])
+        kept = clip_and_suppress(boxes, kept_scores, labels, image_size, self.nms_iou, legacy)
+        return Detections(*(part[: self.max_detections] for part in kept))
 
     def _candidates(self, scores: Tensor, box_deltas: Tensor, anchors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return boxes, scores and labels of a level's best anchors of each class."""

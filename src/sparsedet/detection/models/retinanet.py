@@ -165,16 +165,8 @@ class RetinaNet(Detector):
 
     def anchors(self, outputs: Sequence[HeadOutput]) -> list[Tensor]:
         """Return the anchors of each level of `outputs`, float32, shape (A, 4), in pixels."""
-        finest = self.backbone.strides[0]
-        return [
-            self.config.anchors.grid(
-                output.cls_logits.shape[-2:],
-                finest * 2**level,
-                self.config.legacy_boxes,
-                output.cls_logits.device,
-            )
-            for level, output in enumerate(outputs)
-        ]
+        maps = [output.cls_logits for output in outputs]
+        return self.config.anchors.grids(maps, self.backbone.strides[0], self.config.legacy_boxes)
 
     def _per_anchor(self, output: HeadOutput) -> Predictions:
         cls_logits, box_deltas, iou_logits = output

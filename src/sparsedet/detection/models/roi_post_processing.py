@@ -7,11 +7,11 @@ from collections.abc import Sequence
 
 from pydantic import Field, PositiveInt
 from torch import Tensor
-from torchvision.ops import batched_nms
 
 from sparsedet.common.config import ConfigModel
-from sparsedet.detection.models.boxes import clip_boxes, decode_boxes
+from sparsedet.detection.models.boxes import decode_boxes
 from sparsedet.detection.models.roi_head import RoIOutput
+from sparsedet.detection.models.suppression import clip_and_suppress
 from sparsedet.detection.structures import Detections
 
 FIRST_CANDIDATES = 10  # times `max_detections`: with how many of the best candidates NMS starts
@@ -63,11 +63,7 @@ class RoIPostProcessing(ConfigModel):
         while True:
             row, label, score = rows[:number], labels[:number], scores[:number]
             boxes = decode_boxes(deltas[row, label + 1].float() * units, rois_xyxy[row])
-            boxes = clip_boxes(boxes, image_size, legacy)
-            is_left = (boxes[:, 2:] > boxes[:, :2]).all(dim=1)  # nothing remains of boxes outside the image
-            boxes, label, score = boxes[is_left], label[is_left], score[is_left]
-            # float64: torchvision moves classes apart by large offsets, which cost float32 boxes their fractions
-            keep = batched_nms(boxes.double(), score.double(), label, self.nms_iou)[: self.max_detections]
-            if len(keep) == self.max_detections or number >= len(scores):
-                return Detections(boxes[keep], score[keep], label[keep])
+            kept = clip_and_suppress(boxes, score, label, image_size, self.nms_iou, legacy)
+            if len(kept[0]) >= self.max_detections or number >= len(scores):
+                return Detections(*(part[: self.max_detections] for part in kept))
             number *= MORE_CANDIDATES

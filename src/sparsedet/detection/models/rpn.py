@@ -10,13 +10,13 @@ import torch
 import torch.nn.functional as F
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor, nn
-from torchvision.ops import batched_nms
 
 from sparsedet.common.config import ConfigModel
 from sparsedet.detection.models.anchors import Anchors, per_anchor
-from sparsedet.detection.models.boxes import clip_boxes, decode_boxes, encode_boxes
+from sparsedet.detection.models.boxes import decode_boxes, encode_boxes
 from sparsedet.detection.models.max_iou import MaxIoU
 from sparsedet.detection.models.sampling import BalancedSampler
+from sparsedet.detection.models.suppression import clip_and_suppress
 from sparsedet.detection.structures import Target
 
 
@@ -97,15 +97,7 @@ class RPN(nn.Module):
 
     def anchors(self, outputs: Sequence[RPNOutput]) -> list[Tensor]:
         """Return the anchors of each level of `outputs`, float32, shape (A, 4), in pixels."""
-        return [
-            self.config.anchors.grid(
-                output.cls_logits.shape[-2:],
-                self.finest_stride * 2**level,
-                self.legacy,
-                output.cls_logits.device,
-            )
-            for level, output in enumerate(outputs)
-        ]
+        return self.config.anchors.grids([output.cls_logits for output in outputs], self.finest_stride, self.legacy)
 
     def losses(self, outputs: Sequence[RPNOutput], targets: Sequence[Target]) -> dict[str, Tensor]:
         """Return ``rpn_cls_loss`` and ``rpn_box_loss``, float32 scalars.
@@ -153,16 +145,8 @@ class RPN(nn.Module):
             logits.append(best)
             boxes.append(decode_boxes(deltas, anchors[index]))
             levels.append(torch.full_like(index[0], level))
-        everything = zip(torch.cat(boxes, dim=1), torch.cat(logits, dim=1), image_sizes, strict=True)
-        return [self._select(*image, torch.cat(levels), number) for image in everything]
-
-    def _select(
-        self, boxes: Tensor, logits: Tensor, image_size: tuple[int, int], levels: Tensor, number: int
-    ) -> Tensor:
-        """Clip the boxes of one image and return those that NMS within each level leaves, best first."""
-        boxes = clip_boxes(boxes, image_size, self.legacy)
-        is_left = (boxes[:, 2:] > boxes[:, :2]).all(dim=1)  # nothing remains of boxes outside the image
-        boxes, logits, levels = boxes[is_left], logits[is_left], levels[is_left]
-        # float64: torchvision moves levels apart by large offsets, which cost float32 boxes their fractions
-        keep = batched_nms(boxes.double(), logits.double(), levels, self.config.nms_iou)
-        return boxes[keep[:number]]
+        level_of = torch.cat(levels)
+        return [
+            clip_and_suppress(found, ranks, level_of, size, self.config.nms_iou, self.legacy)[0][:number]
+            for found, ranks, size in zip(torch.cat(boxes, dim=1), torch.cat(logits, dim=1), image_sizes, strict=True)
+        ]

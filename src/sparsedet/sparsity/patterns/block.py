@@ -6,7 +6,6 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from sparsedet.common.errors import UnsupportedShapeError
-from sparsedet.sparsity.patterns.n_m import TRANSPOSED
 from sparsedet.sparsity.patterns.pattern import BasePattern
 from sparsedet.sparsity.patterns.units import lowest_units_mask, pool_units
 
@@ -39,8 +38,8 @@ class Block(BasePattern):
 
     def unserved(self, module: nn.Module) -> str | None:
         """Return the rule by which the pattern cannot serve the weight of `module`; None: it can."""
-        if isinstance(module, TRANSPOSED):
-            return f"{self.label} does not serve transposed convolutions"
+        if refusal := super().unserved(module):
+            return refusal
         assert isinstance(module.weight, Tensor)
         num_out, num_in = module.weight.shape[0] // getattr(module, "groups", 1), module.weight.shape[1]
         if num_out % self.shape[0] or num_in % self.shape[1]:

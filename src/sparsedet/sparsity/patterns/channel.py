@@ -3,9 +3,8 @@
 import math
 from typing import ClassVar, Literal
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from sparsedet.sparsity.patterns.n_m import TRANSPOSED
 from sparsedet.sparsity.patterns.pattern import BasePattern
 from sparsedet.sparsity.patterns.units import lowest_units_mask, pool_units
 
@@ -32,10 +31,6 @@ class Channel(BasePattern):
     def label(self) -> str:
         """Short name for tables."""
         return "channel"
-
-    def unserved(self, module: nn.Module) -> str | None:
-        """Return the rule by which the pattern cannot serve the weight of `module`; None: it can."""
-        return "channel does not serve transposed convolutions" if isinstance(module, TRANSPOSED) else None
 
     def unit(self, shape: tuple[int, ...]) -> int:
         """Return the weights of a filter."""

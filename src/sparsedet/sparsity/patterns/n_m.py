@@ -9,8 +9,6 @@ from torch import Tensor, nn
 from sparsedet.common.errors import ConfigError, UnsupportedShapeError
 from sparsedet.sparsity.patterns.pattern import BasePattern
 
-TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-
 
 def _default_eligibility(values: dict[str, Any]) -> Literal["asp", "divisible"]:
     return "asp" if (values.get("n"), values.get("m")) == (2, 4) else "divisible"
@@ -53,8 +51,8 @@ class NM(BasePattern):
 
     def unserved(self, module: nn.Module) -> str | None:
         """Return the rule by which the pattern cannot serve the weight of `module`; None: it can."""
-        if isinstance(module, TRANSPOSED):
-            return f"{self.label} does not serve transposed convolutions"
+        if refusal := super().unserved(module):
+            return refusal
         assert isinstance(module.weight, Tensor)
         num_out, num_in = module.weight.shape[:2]
         if num_in % self.m:

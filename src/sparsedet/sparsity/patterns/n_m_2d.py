@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from sparsedet.common.errors import UnsupportedShapeError
-from sparsedet.sparsity.patterns.n_m import TRANSPOSED, asp_rule
+from sparsedet.sparsity.patterns.n_m import asp_rule
 from sparsedet.sparsity.patterns.pattern import BasePattern
 
 _CHUNK = 1 << 13
@@ -44,8 +44,8 @@ class NM2D(BasePattern):
 
     def unserved(self, module: nn.Module) -> str | None:
         """Return the rule by which the pattern cannot serve the weight of `module`; None: it can."""
-        if isinstance(module, TRANSPOSED):
-            return f"{self.label} does not serve transposed convolutions"
+        if refusal := super().unserved(module):
+            return refusal
         assert isinstance(module.weight, Tensor)
         num_out, num_in = module.weight.shape[:2]
         groups = getattr(module, "groups", 1)

@@ -6,6 +6,7 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from sparsedet.common.config import ConfigModel
+from sparsedet.sparsity.weights import TRANSPOSED
 
 
 class BasePattern(ConfigModel, ABC):
@@ -14,6 +15,8 @@ class BasePattern(ConfigModel, ABC):
     type: str
     kills_channels: ClassVar[bool] = False
     """Whether what follows a dead output channel (bias, norm) is zeroed with it; needs example inputs."""
+    serves_transposed: ClassVar[bool] = False
+    """Whether transposed convolutions are served, whose weight has input channels first."""
 
     @property
     def fixed_sparsity(self) -> float | None:
@@ -27,6 +30,8 @@ class BasePattern(ConfigModel, ABC):
 
     def unserved(self, module: nn.Module) -> str | None:
         """Return the rule by which the pattern cannot serve the weight of `module`; None: it can."""
+        if isinstance(module, TRANSPOSED) and not self.serves_transposed:
+            return f"{self.label} does not serve transposed convolutions"
         return None
 
     def unit(self, shape: tuple[int, ...]) -> int:

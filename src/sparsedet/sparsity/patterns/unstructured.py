@@ -1,6 +1,6 @@
 """Unstructured pattern: a zero may stand anywhere."""
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
@@ -13,6 +13,7 @@ class Unstructured(BasePattern):
     """Zeros anywhere in a tensor; the allocation says how many."""
 
     type: Literal["unstructured"] = "unstructured"
+    serves_transposed: ClassVar[bool] = True
 
     @property
     def label(self) -> str:

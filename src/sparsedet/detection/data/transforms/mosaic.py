@@ -7,10 +7,10 @@ from typing import Literal
 import torch
 
 from sparsedet.common.config import ConfigModel
-from sparsedet.detection.data.scene import Scene, clip, has_area, scale, shift
+from sparsedet.detection.data.scene import Scene, clip, has_area, shift
 from sparsedet.detection.data.transforms.draws import happens, integer, uniform
 from sparsedet.detection.data.transforms.fields import GreyLevel, Pixels, Probability
-from sparsedet.detection.data.transforms.resize import resize_image
+from sparsedet.detection.data.transforms.resize import resize_image, with_resized
 
 
 class Mosaic(ConfigModel):
@@ -69,5 +69,4 @@ class Mosaic(ConfigModel):
         height, width = scene.size
         factor = min(self.size / height, self.size / width)
         new_height, new_width = max(1, int(height * factor)), max(1, int(width * factor))
-        image = resize_image(scene.image, (new_height, new_width), "opencv")
-        return replace(scene, image=image, boxes_xyxy=scale(scene.boxes_xyxy, new_width / width, new_height / height))
+        return with_resized(scene, resize_image(scene.image, (new_height, new_width), "opencv"))

@@ -35,7 +35,7 @@ class Resize(ConfigModel):
 
     def __call__(self, scene: Scene) -> Scene:
         """Return the resized scene."""
-        return _resize(scene, resize_image(scene.image, self.size, self.interpolation))
+        return with_resized(scene, resize_image(scene.image, self.size, self.interpolation))
 
 
 class ResizeShorter(ConfigModel):
@@ -81,7 +81,7 @@ class ResizeShorter(ConfigModel):
     def resize(self, scene: Scene, shorter: int) -> Scene:
         """Return the scene resized to one of the `choices`, in pixels."""
         factor = self._factor(scene.size, shorter)
-        return _resize(scene, resize_image(scene.image, _scaled(scene.size, factor), self.interpolation, factor))
+        return with_resized(scene, resize_image(scene.image, _scaled(scene.size, factor), self.interpolation, factor))
 
     def _factor(self, size: tuple[int, int], shorter: int) -> float:
         factor = shorter / min(size)
@@ -125,7 +125,8 @@ def _scaled(size: tuple[int, int], factor: float) -> tuple[int, int]:
     return max(1, round(size[0] * factor)), max(1, round(size[1] * factor))
 
 
-def _resize(scene: Scene, image: Tensor) -> Scene:
+def with_resized(scene: Scene, image: Tensor) -> Scene:
+    """Return the scene with its image in another size, and the boxes scaled like its sides."""
     (height, width), (new_height, new_width) = scene.size, (image.shape[1], image.shape[2])
     boxes = scale(scene.boxes_xyxy, new_width / width, new_height / height)
     return replace(scene, image=image, boxes_xyxy=boxes)
