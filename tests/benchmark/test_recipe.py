@@ -1,5 +1,8 @@
 import pytest
+import torch
 
+from sparsedet.benchmark.console import Console
+from sparsedet.benchmark.job import Job
 from sparsedet.benchmark.recipe import Recipe, load_recipe
 from sparsedet.benchmark.suite import load_suite
 from sparsedet.common.config import dump, validate
@@ -103,3 +106,25 @@ def test_overrides_for_all_or_for_one_experiment(tiny_recipe, tmp_path):
     assert [(loaded.recipe.training.steps, loaded.recipe.seed) for loaded in suite.recipes] == [(9, 0), (3, 5)]
     with pytest.raises(ConfigError, match=r"--set: expected an experiment of \['a', 'b'\] before ':', got 'c'"):
         load_suite(tmp_path / "s.yaml", ("c:seed=5",))
+
+
+def test_files_that_the_sparsity_block_names_lie_beside_the_recipe(tiny_recipe, tmp_path, monkeypatch):
+    (tmp_path / "parts").mkdir()
+    write(tmp_path / "parts", limits="head.cls_pred: {max: 0.5}\n")
+    (tmp_path / "parts" / "curves.json").write_text(
+        '{"fingerprint": "x", "dense": 1.0, "curves": {"a.weight": []}, "left_out": {}}'
+    )
+    block = "{schedule: {type: one_shot, sparsity: 0.5}, limits: limits.yaml, allocation: {type: sensitivity, curves: curves.json}}"
+    write(tmp_path / "parts", top=f"base: ../tiny.yaml\nsparsity: {block}\n")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    sparsity = load_recipe(tmp_path / "parts" / "top.yaml").recipe.sparsity
+    assert dump(sparsity)["limits"]["head.cls_pred"]["max"] == 0.5
+    assert sparsity.allocation.curves.curves == {"a.weight": []}
+
+
+def test_levels_of_a_mac_budget_are_named_after_it(tiny_recipe, tmp_path):
+    write(tmp_path, top=f"base: tiny.yaml\n{PRUNING[:-2]}, budget: macs, input_shape: [1, 3, 64, 64]}}\n")
+    recipe = load_recipe(tmp_path / "top.yaml").recipe
+    job = Job(recipe, "e", "", "", tmp_path, torch.device("cpu"), Console(quiet=True))
+    assert job.level_names == ("macs-0.5", "macs-0.8")

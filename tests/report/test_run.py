@@ -153,6 +153,15 @@ def test_scheme_is_known_before_the_first_record_if_the_suite_says_it(tmp_path, 
     assert Experiment(entry, tmp_path, ()).scheme == expected
 
 
+def test_budgets_of_weights_and_of_macs_do_not_share_a_table(tmp_path, make):
+    entry = _entry("e", "x", scheduler="level_wise", pattern="unstructured", budget="macs")
+    expected = "Level-wise pruning, share of MACs removed"
+    assert Experiment(entry, tmp_path, ()).scheme == expected
+    assert (
+        Experiment(_entry("e", "x"), tmp_path, (make.level("e", 0, 0.3, 0.6, 0.7, budget="macs"),)).scheme == expected
+    )
+
+
 def test_scheme_of_records(tmp_path, make):
     make.suite(tmp_path, "dense", "lamp", "ampere")
     make.add(

@@ -41,6 +41,7 @@ def test_sparsity_names_hide_floating_point(value, expected):
 def test_level_names(make):
     assert level_name(make.record()) == "dense"
     assert level_name(make.level("lamp", 0, 0.3, 0.6, 0.7)) == "30%"
+    assert level_name(make.level("lamp", 0, 0.3, 0.6, 0.7, budget="macs")) == "30% of MACs"
     assert level_name(make.level("ampere", 0, 0.5, 0.6, 0.7, pattern="2:4")) == "2:4"
 
 

@@ -39,4 +39,5 @@ class Job:
             return ("dense",)
         if self.recipe.dense_control:
             return tuple(f"control-{index}" for index in range(len(targets)))
-        return tuple(f"sparsity-{target:g}" for target in targets)
+        kind = "sparsity" if self.recipe.budget == "weights" else "macs"
+        return tuple(f"{kind}-{target:g}" for target in targets)

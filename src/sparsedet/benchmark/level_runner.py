@@ -244,6 +244,7 @@ class LevelRunner:
             label=self.job.label,
             scheduler=self.recipe.scheduler,
             pattern=self.recipe.pattern,
+            budget=self.recipe.budget,
             allocation=self.recipe.allocation,
             level=None if self.recipe.sparsity is None else index,
             num_levels=len(self.names),

@@ -19,7 +19,13 @@ from sparsedet.detection.models import DetectorConfig
 from sparsedet.detection.optimization import TrainingConfig
 from sparsedet.sparsity import SparsityConfig
 
-PATH_KEYS = ("data.root", "initial_checkpoint", "detector.backbone.weights")
+PATH_KEYS = (
+    "data.root",
+    "initial_checkpoint",
+    "detector.backbone.weights",
+    "sparsity.limits",
+    "sparsity.allocation.curves",
+)
 PLACE_KEYS = ("data.root", "initial_checkpoint")
 
 
@@ -117,6 +123,11 @@ class Recipe(ConfigModel):
         if self.sparsity is None or self.dense_control or self.sparsity.allocation is None:
             return None
         return self.sparsity.allocation.type
+
+    @property
+    def budget(self) -> Literal["weights", "macs"]:
+        """What the targets are shares of."""
+        return "weights" if self.sparsity is None else self.sparsity.budget
 
     def hash(self) -> str:
         """Return a hash of what the experiment is, wherever its data and start weights are kept."""

@@ -116,6 +116,7 @@ def run_suite(suite: Suite, folder: Path, device_name: str, console: Console) ->
             "start": entry.start,
             "scheduler": loaded.recipe.scheduler,
             "pattern": loaded.recipe.pattern,
+            "budget": loaded.recipe.budget,
             "sparsities": list(loaded.recipe.target_sparsities),
             "published_ap": list(loaded.recipe.published_ap or ()),
         }

@@ -28,6 +28,7 @@ class Record(ConfigModel):
         scheduler: "dense", "level_wise", "one_shot" … (type of the schedule).
         pattern: "none" (dense), "unstructured", or "2:4" and other N:M.
         allocation: type of the allocation, None where there is nothing to allocate.
+        budget: what the target is a share of: zeros among the weights, or multiply-accumulates that fall away.
         level: 0-based index, None for dense.
         target_sparsity: what was asked for.
         allocated_sparsity: what the masks hold.
@@ -57,6 +58,7 @@ class Record(ConfigModel):
     allocation: str | None = None
     level: Count | None = None
     num_levels: Count
+    budget: Literal["weights", "macs"] = "weights"
     target_sparsity: Share | None = None
     allocated_sparsity: Share | None = None
     measured_sparsity: Share

@@ -5,7 +5,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from pydantic import field_validator
 
@@ -29,6 +29,7 @@ class Entry(ConfigModel):
         start: name of the dense experiment whose weights it starts from.
         scheduler: as in `Record`; with `pattern` and `sparsities` it lets a table show what is still to come.
         pattern: as in `Record`.
+        budget: as in `Record`.
         sparsities: the sparsity asked for at each level.
         published_ap: AP in [0, 1] published elsewhere for each level (one value for a dense run), null where none was.
     """
@@ -39,6 +40,7 @@ class Entry(ConfigModel):
     start: str | None = None
     scheduler: str | None = None
     pattern: str | None = None
+    budget: Literal["weights", "macs"] = "weights"
     sparsities: tuple[Share, ...] = ()
     published_ap: tuple[Share | None, ...] = ()
 
@@ -110,7 +112,9 @@ class Experiment:
             return self.scheduler and "Dense"
         if pattern and ":" in pattern:
             return pattern
-        return self.scheduler.replace("_", "-").capitalize() + " pruning"
+        budget = self.records[0].budget if self.records else self.entry.budget
+        words = " pruning" if budget == "weights" else " pruning, share of MACs removed"
+        return self.scheduler.replace("_", "-").capitalize() + words
 
 
 @dataclass(frozen=True)

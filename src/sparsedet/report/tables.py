@@ -48,10 +48,12 @@ def sparsity_name(sparsity: float) -> str:
 
 
 def level_name(record: Record) -> str:
-    """Short name of a record within its experiment: ``dense``, ``30%``, ``2:4``."""
+    """Short name of a record within its experiment: ``dense``, ``30%``, ``30% of MACs``, ``2:4``."""
     if record.is_dense or record.asked_sparsity is None:
         return record.scheduler
-    return record.pattern if record.is_n_m else sparsity_name(record.asked_sparsity)
+    if record.is_n_m:
+        return record.pattern
+    return sparsity_name(record.asked_sparsity) + (" of MACs" if record.budget == "macs" else "")
 
 
 def published_tables(run: Run) -> tuple[Table, ...]:
