@@ -147,3 +147,9 @@ def test_the_resolved_block_reads_back_equal(config):
 def test_bad_blocks_are_refused(text, message):
     with pytest.raises(ConfigError, match=re.escape(message)):
         read(text)
+
+
+def test_a_wrong_pattern_is_one_fault_not_two():
+    with pytest.raises(ConfigError) as error:
+        read("schedule: {type: one_shot}\npattern: {type: n_m, n: 4, m: 2}")
+    assert len(str(error.value).splitlines()) == 1

@@ -37,7 +37,11 @@ def validate(model: type[Model], document: Document, path: KeyPath = ()) -> Mode
     try:
         return model.model_validate_json(json.dumps(data), strict=True)
     except ValidationError as error:
-        messages = [_fault(model, document, path, data, details) for details in error.errors(include_url=False)]
+        messages = [
+            _fault(model, document, path, data, details)
+            for details in error.errors(include_url=False)
+            if details["type"] != "default_factory_not_called"  # follows from another of these faults
+        ]
         raise ConfigError("\n".join(dict.fromkeys(messages))) from error
 
 
