@@ -29,6 +29,7 @@ def test_every_rule_reads_back_equal(name):
     assert allocation.type == name
     assert ALLOCATIONS[name].model_validate(dump(allocation)) == allocation
     assert isinstance(allocation.needs_profile, bool)
+    assert isinstance(allocation.needs_energy, bool)
 
 
 @settings(max_examples=100, deadline=None, derandomize=True)
@@ -38,6 +39,14 @@ def test_keys_never_fall(name, low, up):
     tensor = TensorSummary("a", (10, 20), size=200, energy=100.0, depth=1)
     first, second = (np.array([a]) for a in low), (np.array([a + b]) for a, b in zip(low, up, strict=True))
     assert 0 <= make(name).key(tensor, *first) <= make(name).key(tensor, *second) < np.inf
+
+
+def test_energy_is_summed_up_where_it_is_read(name):
+    """Keys of a rule that does not say that it needs energies must not depend on them."""
+    tensors = [TensorSummary("a", (10, 20), size=200, energy=energy, depth=1) for energy in (0.0, 100.0)]
+    some = np.array([0.5, 3.0])
+    keys = [make(name).key(tensor, some, some / 10, some * bool(tensor.energy)) for tensor in tensors]
+    assert np.array_equal(*keys) is not make(name).needs_energy
 
 
 @pytest.mark.parametrize("scores", [np.zeros(50), np.ones(50), np.arange(50), np.full(50, 1e-42), np.full(50, 3e38)])

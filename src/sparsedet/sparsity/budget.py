@@ -110,6 +110,7 @@ class Budget:
                 highest=part.highest,
                 cost=part.cost,
                 depth=part.depth,
+                with_energy=self._allocation.needs_energy,
             )
             for part in self._parts
         ]

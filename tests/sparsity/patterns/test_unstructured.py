@@ -3,8 +3,11 @@
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from sparsedet.sparsity.patterns import unstructured_mask
+from sparsedet.sparsity.patterns.unstructured import kth_smallest
 
 SPARSITIES = ("0.0", "0.1", "0.3", "0.4", "0.5", "0.6", "0.7", "0.8", "0.9", "0.95", "0.99")
 CASES = (
@@ -67,3 +70,20 @@ def test_ties_follow_the_index_whatever_the_memory_layout():
     channels_last = scores.to(memory_format=torch.channels_last)
     mask = unstructured_mask(channels_last, 5)
     assert mask.flatten().tolist() == [False] * 5 + [True] * 19
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(
+    seed=st.integers(0, 2**31),
+    size=st.one_of(st.integers(1, 300), st.integers(20_000, 40_000)),
+    period=st.sampled_from([0, 1, 61, 122]),
+    top=st.sampled_from([1, 3, 1000, 2**31 - 1]),
+    share=st.one_of(st.sampled_from([0.0, 1.0]), st.floats(0, 1)),
+)
+def test_the_kth_smallest_is_where_a_sort_puts_it(seed, size, period, top, share):
+    """Periods that fall into step with the sample mislead it: every sampled value is then a large one."""
+    values = np.random.default_rng(seed).integers(-top, top, size, dtype=np.int32)
+    if period:
+        values[::period] = top
+    k = int(share * (size - 1))
+    assert kth_smallest(values, k) == np.sort(values)[k]

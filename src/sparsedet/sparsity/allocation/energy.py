@@ -25,6 +25,7 @@ class Energy(ConfigModel):
     type: Literal["energy"] = "energy"
     tuning: Annotated[float, Field(ge=0, lt=2.5)] = 0.5
     needs_profile: ClassVar[bool] = True
+    needs_energy: ClassVar[bool] = True
 
     def key(self, tensor: TensorSummary, rank: Array, score: Array, energy_below: Array) -> Array:
         """Key = e / f (see `Keyed.key`)."""

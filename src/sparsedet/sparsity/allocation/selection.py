@@ -33,7 +33,7 @@ class TensorSummary:
         name: full parameter name.
         shape: shape of the weight.
         size: number of its scores.
-        energy: sum of the squared scores.
+        energy: sum of the squared scores; 0 if it is not summed up.
         depth: how many stride groups before the coarsest one the layer works at (0: in the coarsest).
     """
 
@@ -54,7 +54,7 @@ class Keyed(Protocol):
             tensor: the tensor they are from.
             rank: how many weights of the tensor go before each (0-based position in the order of scores).
             score: their scores.
-            energy_below: sum of the squared scores of the weights that go before each.
+            energy_below: sum of the squared scores of the weights that go before each, where it is summed up.
 
         Returns:
             Keys >= 0 that fall in none of `rank`, `score` and `energy_below`.
@@ -90,6 +90,7 @@ class ScoredTensor:
         cost: what one weight adds to the target of `select_counts`: 1, or the multiplications it takes part
             in.
         depth: see `TensorSummary`.
+        with_energy: whether squared scores are summed up, which takes as long as all the rest.
 
     Raises:
         SparseDetError: a score is infinite or NaN.
@@ -106,15 +107,18 @@ class ScoredTensor:
         highest: int | None = None,
         cost: float = 1.0,
         depth: int = 0,
+        with_energy: bool = True,
     ) -> None:
         self._scores = scores
         values = scores()
-        buckets = _bits(values) >> 16
+        buckets = (_bits(values) >> 16).astype(np.intp)
         counts = np.bincount(buckets)
         if counts.size > _FIRST_INFINITE:
             raise not_finite(name)
         used = np.flatnonzero(counts)
-        energies = np.bincount(buckets, weights=np.square(values, dtype=np.float64))[used]
+        energies: Array = np.zeros(used.size)
+        if with_energy:
+            energies = np.bincount(buckets, weights=np.square(values, dtype=np.float64))[used]
         self.first_bits = (used << 16).astype(np.int32)
         self.last_bits = (used << 16 | 0xFFFF).astype(np.int32)
         self.starts = np.concatenate([[0], np.cumsum(counts[used])])
