@@ -116,9 +116,8 @@ class ScoredTensor:
         if counts.size > _FIRST_INFINITE:
             raise not_finite(name)
         used = np.flatnonzero(counts)
-        energies: Array = np.zeros(used.size)
-        if with_energy:
-            energies = np.bincount(buckets, weights=np.square(values, dtype=np.float64))[used]
+        squares = np.square(values, dtype=np.float64) if with_energy else None
+        energies = np.zeros(used.size) if squares is None else np.bincount(buckets, weights=squares)[used]
         self.first_bits = (used << 16).astype(np.int32)
         self.last_bits = (used << 16 | 0xFFFF).astype(np.int32)
         self.starts = np.concatenate([[0], np.cumsum(counts[used])])
