@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from sparsedet.common.errors import ConfigError
-from sparsedet.report.plots import ap_against_macs, ap_against_sparsity, layer_sparsity, to_png, to_svg
+from sparsedet.report.plots import ap_against_macs, ap_against_sparsity, layer_losses, layer_sparsity, to_png, to_svg
 from sparsedet.report.run import load_run
 
 
@@ -100,6 +100,15 @@ def test_layers_by_level(run_dir):
     assert [text.get_text() for text in axes.get_yticklabels()] == ["backbone.conv1", "neck.fpn"]
     assert [text.get_text() for text in axes.texts] == ["0", "0", "30", "90"]
     assert axes.get_ylim() == (2.0, 0.0)  # the first layer on top
+
+
+def test_losses_by_layer_and_sparsity():
+    curves = {"stem": [(0.5, 0.6), (0.9, 0.25)], "head": [(0.9, 0.7)], "none": []}
+    axes = layer_losses(curves, 0.65, "t$i$tle").axes[0]
+    assert [text.get_text() for text in axes.get_xticklabels()] == ["50%", "90%"]
+    assert [text.get_text() for text in axes.get_yticklabels()] == ["stem", "head"]
+    assert [text.get_text() for text in axes.texts] == ["5.0", "40.0", "", "-5.0"]
+    assert axes.collections[0].get_clim() == (0, 40.0)
 
 
 def test_layer_missing_at_one_level_is_left_blank(run_dir):

@@ -1,10 +1,15 @@
 """Evaluating a checkpoint, or the detections that were saved from one."""
 
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
-from sparsedet.benchmark.checkpoint import open_checkpoint
+import torch
+
+from sparsedet.benchmark.checkpoint import SavedDetector, open_checkpoint
 from sparsedet.common.errors import CheckpointError
 from sparsedet.common.runtime import choose_device, start
+from sparsedet.detection.data.dataset import DetectionDataset
 from sparsedet.detection.data.loader import val_loader
 from sparsedet.detection.data.splits import open_splits
 from sparsedet.detection.evaluation import evaluate, read_results, write_results
@@ -31,23 +36,61 @@ def evaluate_checkpoint(
         CheckpointError: the checkpoint is damaged, or knows other classes than the data.
         DatasetError: annotations, images or the results file are wrong.
     """
+    evaluation = open_evaluation(path, overrides, device_name)
+    results = evaluation.detect() if detections is None else read_results(detections)
+    if save_detections is not None:
+        write_results(save_detections, results)
+    return evaluation.metrics(results)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A detector and the images it is evaluated on.
+
+    Attributes:
+        saved: the detector, on `device`.
+        images: what it is evaluated on.
+        device: where it runs.
+    """
+
+    saved: SavedDetector
+    images: DetectionDataset
+    device: torch.device
+
+    def detect(self) -> list[dict[str, Any]]:
+        """Return the detections in all images as COCO results."""
+        recipe, model = self.saved.recipe, self.saved.model
+        batches = val_loader(self.images, recipe.evaluation.batch_size, model.stride, recipe.training.num_workers)
+        return detect(model, batches, self.images.coco.category_ids, self.device, recipe.training.precision)
+
+    def metrics(self, results: list[dict[str, Any]]) -> dict[str, float]:
+        """Return the 12 COCO metrics of `results`."""
+        return evaluate(self.images.coco.ground_truth(), results, self.saved.recipe.evaluation.evaluator)
+
+
+def open_evaluation(
+    path: Path, overrides: tuple[str, ...] = (), device_name: str = "auto", num_images: int | None = None
+) -> Evaluation:
+    """Open a checkpoint and the validation split of its recipe, or `num_images` images spread evenly over it.
+
+    Raises:
+        CheckpointError: the checkpoint is damaged, or knows other classes than the data.
+        DatasetError: annotations or images are wrong.
+    """
     saved = open_checkpoint(path, overrides)
     recipe = saved.recipe
     device = choose_device(device_name)
     start(recipe.seed, device)
-    splits = open_splits(recipe.data, recipe.seed)
-    coco = splits.val.coco
+    coco = open_splits(recipe.data, recipe.seed).val.coco
     if coco.categories != saved.categories:
         raise CheckpointError(
             f"{path}: expected data with the categories {[c.name for c in saved.categories]}, got "
             f"{[c.name for c in coco.categories]}. Evaluate on the data it was trained for."
         )
-    if detections is not None:
-        results = read_results(detections)
-    else:
-        model = saved.model.to(device)
-        batches = val_loader(splits.val, recipe.evaluation.batch_size, saved.model.stride, recipe.training.num_workers)
-        results = detect(model, batches, coco.category_ids, device, recipe.training.precision)
-    if save_detections is not None:
-        write_results(save_detections, results)
-    return evaluate(coco.ground_truth(), results, recipe.evaluation.evaluator)
+    if num_images is not None and num_images < len(coco.images):
+        chosen = {coco.images[index * len(coco.images) // num_images].id for index in range(num_images)}
+        images = tuple(image for image in coco.images if image.id in chosen)
+        annotations = tuple(annotation for annotation in coco.annotations if annotation.image_id in chosen)
+        coco = replace(coco, images=images, annotations=annotations)
+    saved.model.to(device)
+    return Evaluation(saved, DetectionDataset(coco, recipe.data, is_train=False), device)

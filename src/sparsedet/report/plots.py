@@ -1,10 +1,10 @@
-"""Plots of a run: AP against sparsity, AP against MACs kept, sparsity per layer and level.
+"""Plots: AP against sparsity, AP against MACs kept, sparsity per layer and level, loss per layer pruned alone.
 
 Drawn on matplotlib's Figure objects, without pyplot and its global state. Axes are in percent.
 """
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import matplotlib
@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from sparsedet.report.record import Record
 from sparsedet.report.run import Experiment, Run, read_saved
-from sparsedet.report.tables import level_name
+from sparsedet.report.tables import level_name, sparsity_name
 
 # Okabe and Ito's colours without the yellow: told apart by colour-blind readers and on white paper.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
@@ -47,25 +47,54 @@ def layer_sparsity(experiment: Experiment) -> Figure | None:
         path = experiment.folder / record.folder / LAYERS_FILE
         if path.exists():
             columns[level_name(record)] = read_saved(path, _layer_sparsities)
-    layers = list(dict.fromkeys(name for column in columns.values() for name in column))
-    if not layers:
+    if not any(columns.values()):
         return None
+    values = {level: {name: 100 * share for name, share in column.items()} for level, column in columns.items()}
+    return _heat_map(values, _plain(experiment.name), "level", "zeros in the layer (%)", 100, "{:.0f}")
+
+
+def layer_losses(curves: Mapping[str, Sequence[tuple[float, float]]], dense: float, title: str) -> Figure:
+    """Heat map of how far a metric falls with one layer pruned alone, layer by sparsity; times 100.
+
+    Args:
+        curves: pairs of sparsity and metric for each layer.
+        dense: the metric of the model as it is.
+        title: heading.
+    """
+    sparsities = sorted({sparsity for points in curves.values() for sparsity, _ in points})
+    columns = {
+        sparsity_name(sparsity): {
+            name: 100 * (dense - value) for name, points in curves.items() for at, value in points if at == sparsity
+        }
+        for sparsity in sparsities
+    }
+    largest = max((loss for column in columns.values() for loss in column.values()), default=0.0)
+    return _heat_map(
+        columns, _plain(title), "sparsity of the layer alone", "loss (points)", max(largest, 1.0), "{:.1f}"
+    )
+
+
+def _heat_map(
+    columns: Mapping[str, Mapping[str, float]], title: str, xlabel: str, label: str, largest: float, spec: str
+) -> Figure:
+    """Draw one coloured cell with its number for each column and layer; what is missing is left blank."""
+    layers = list(dict.fromkeys(name for column in columns.values() for name in column))
     figure = Figure(figsize=(3.6 + 0.55 * len(columns), 1.2 + 0.19 * len(layers)), layout="constrained")
     axes = figure.add_subplot()
-    values = [[100 * column.get(layer, float("nan")) for column in columns.values()] for layer in layers]
-    mesh = axes.pcolormesh(values, cmap="Blues", vmin=0, vmax=100, edgecolors="white", linewidth=0.5)
+    values = [[column.get(layer, float("nan")) for column in columns.values()] for layer in layers]
+    mesh = axes.pcolormesh(values, cmap="Blues", vmin=0, vmax=largest, edgecolors="white", linewidth=0.5)
     for row, line in enumerate(values):
         for column, value in enumerate(line):
-            colour = "white" if value > 60 else "black"
-            text = "" if value != value else f"{value:.0f}"
+            colour = "white" if value > 0.6 * largest else "black"
+            text = "" if value != value else spec.format(value)
             axes.text(column + 0.5, row + 0.5, text, ha="center", va="center", fontsize=7, color=colour)
     axes.set_xticks([column + 0.5 for column in range(len(columns))], list(columns))
     axes.set_yticks([row + 0.5 for row in range(len(layers))], [_plain(layer) for layer in layers], fontsize=7)
     axes.tick_params(length=0)
     axes.invert_yaxis()
-    axes.set_xlabel("level")
-    axes.set_title(_plain(experiment.name), fontsize=10)
-    figure.colorbar(mesh, ax=axes, label="zeros in the layer (%)", aspect=30, shrink=min(1.0, 20 / len(layers)))
+    axes.set_xlabel(xlabel)
+    axes.set_title(title, fontsize=10)
+    figure.colorbar(mesh, ax=axes, label=label, aspect=30, shrink=min(1.0, 20 / len(layers)))
     return figure
 
 
