@@ -1,9 +1,10 @@
 """Time of a sparse training step over that of a dense one.
 
-Three copies of one model take turns on the same inputs: dense, sparse (an attached `Sparsifier`: masks applied again
-after each optimizer step, gradients of pruned entries zeroed) and a second dense one, whose ratio to the first shows
-how well the machine can tell two equal things apart. The two parts of the work are also timed inside the sparse step:
-alone in a loop they would find weights and masks in the cache and take half as long.
+Copies of one model take turns on the same inputs: dense, sparse (an attached `Sparsifier`: masks applied again
+after each optimizer step, gradients of pruned entries zeroed), a second dense one, whose ratio to the first shows
+how well the machine can tell two equal things apart, and, if asked for, copies that other tools prune to 50 %. The two
+parts of our work are also timed inside the sparse step: alone in a loop they would find weights and masks in the cache
+and take half as long.
 """
 
 import argparse
@@ -13,6 +14,7 @@ from collections.abc import Callable, Sequence
 from copy import deepcopy
 from typing import Any, NamedTuple
 
+import peers
 import torch
 import torchvision
 from timing import Timings, print_json, print_table, set_up
@@ -133,7 +135,16 @@ CASES = {
 }
 
 
-def measure(name: str, batch_size: int | None, image_size: int | None, num_rounds: int | None) -> dict[str, object]:
+PEERS: dict[str, Callable[[nn.Module], None]] = {
+    "MSBench's rule": peers.msbench,
+    "torch.nn.utils.prune": peers.torch_prune,
+    "torch.ao.pruning": peers.torch_ao,
+}
+
+
+def measure(
+    name: str, batch_size: int | None, image_size: int | None, num_rounds: int | None, with_peers: bool
+) -> dict[str, object]:
     """Run one case, by default at its own size."""
     case = CASES[name]
     batch_size, image_size = batch_size or case.batch_size, image_size or case.image_size
@@ -144,7 +155,14 @@ def measure(name: str, batch_size: int | None, image_size: int | None, num_round
     sparsifier.attach(sparse.optimizer)
     sparsifier.seconds.clear()
     rounds = num_rounds or case.num_rounds
-    timings = Timings({"dense": lambda: dense.step, "sparse": lambda: sparse.step, "again": lambda: again.step}, rounds)
+    steps = {"dense": dense.step, "sparse": sparse.step, "again": again.step}
+    for peer, prune in PEERS.items() if with_peers else ():
+        run = start()
+        prune(run.model)
+        run.optimizer.param_groups.clear()  # they put other parameters in the place of the weights
+        run.optimizer.add_param_group({"params": list(run.model.parameters())})
+        steps[peer] = run.step
+    timings = Timings({variant: lambda step=step: step for variant, step in steps.items()}, rounds)
     dense_s = timings.seconds("dense").median
     shares = {part: seconds / (rounds + 1) / dense_s for part, seconds in sparsifier.seconds.items()}
     return {
@@ -157,6 +175,7 @@ def measure(name: str, batch_size: int | None, image_size: int | None, num_round
         "cpu_ratio": timings.ratio("sparse", "dense"),
         "wall_ratio": timings.ratio("sparse", "dense", "wall"),
         "control_cpu_ratio": timings.ratio("again", "dense"),
+        "peer_cpu_ratios": {peer: timings.ratio(peer, "dense") for peer in PEERS if with_peers},
         "weights_cpu_share": shares["weights"],
         "gradients_cpu_share": shares["gradients"],
     }
@@ -168,9 +187,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, help="rounds of each case")
     parser.add_argument("--batch-size", type=int, help="images per step")
     parser.add_argument("--image-size", type=int, help="side of an image in pixels")
+    parser.add_argument("--peers", action="store_true", help="train copies pruned by other tools too")
     options = parser.parse_args(arguments)
     set_up()
-    results = [measure(name, options.batch_size, options.image_size, options.rounds) for name in options.cases]
+    results = [
+        measure(name, options.batch_size, options.image_size, options.rounds, options.peers) for name in options.cases
+    ]
     print_table(
         [
             "case, batch",
@@ -180,6 +202,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             "dense / dense, CPU",
             "weights",
             "gradients",
+            *(PEERS if options.peers else ()),
         ],
         [
             [
@@ -190,6 +213,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 f"{result['control_cpu_ratio']:.3f}",
                 f"{result['weights_cpu_share']:.2%}",
                 f"{result['gradients_cpu_share']:.2%}",
+                *(f"{ratio:.2f}" for ratio in result["peer_cpu_ratios"].values()),
             ]
             for result in results
         ],
