@@ -114,7 +114,8 @@ def test_files_that_the_sparsity_block_names_lie_beside_the_recipe(tiny_recipe, 
     (tmp_path / "parts" / "curves.json").write_text(
         '{"fingerprint": "x", "dense": 1.0, "curves": {"a.weight": []}, "left_out": {}}'
     )
-    block = "{schedule: {type: one_shot, sparsity: 0.5}, limits: limits.yaml, allocation: {type: sensitivity, curves: curves.json}}"
+    files = "limits: limits.yaml, allocation: {type: sensitivity, curves: curves.json}"
+    block = f"{{schedule: {{type: one_shot, sparsity: 0.5}}, {files}}}"
     write(tmp_path / "parts", top=f"base: ../tiny.yaml\nsparsity: {block}\n")
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")

@@ -151,7 +151,7 @@ class FasterRCNN(Detector):
             output: RoIOutput = self.box_head(pooled)
         return output
 
-    def run_all(self, images: Tensor) -> RoIOutput:
+    def run_all(self, images: Tensor) -> tuple[tuple[RPNOutput, ...], RoIOutput]:
         """Run every layer as inference on `images` (B, 3, H, W) would, so that layers can be counted.
 
         The box head runs on exactly ``rpn.test_proposals`` regions per image, where inference runs it on as
@@ -161,4 +161,4 @@ class FasterRCNN(Detector):
         height, width = images.shape[-2:]
         whole = torch.tensor([[0.0, 0.0, width, height]], device=images.device)
         rois = whole.expand(self.config.rpn.test_proposals, 4)
-        return self.predict(outputs.features, [rois] * len(images))
+        return outputs.rpn, self.predict(outputs.features, [rois] * len(images))

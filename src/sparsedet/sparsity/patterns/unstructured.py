@@ -10,7 +10,6 @@ from torch import Tensor
 
 from sparsedet.sparsity.patterns.pattern import BasePattern
 
-
 _SAMPLE_STEP = 61  # a prime, so that it does not fall into step with channels and kernels
 
 
