@@ -55,7 +55,9 @@ def live_bytes() -> int:
     gc.collect()
     sizes = {}
     for found in gc.get_objects():
-        if issubclass(type(found), torch.Tensor):  # isinstance would ask the object, and some warn
+        # isinstance would ask the object, and some warn; tensors of other classes may have no memory of their own
+        is_tensor = type(found) in (torch.Tensor, nn.Parameter)
+        if is_tensor and found.layout is torch.strided:
             for tensor in (found, found.grad if found.is_leaf else None):
                 if tensor is not None:
                     storage = tensor.untyped_storage()

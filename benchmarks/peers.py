@@ -73,7 +73,8 @@ def msbench(model: nn.Module) -> None:
 def torch_prune(model: nn.Module) -> None:
     """Prune by ``torch.nn.utils.prune``: a hook before each forward pass multiplies by a mask that is kept."""
     for layer in layers(model):
-        prune.l1_unstructured(layer, "weight", amount=SPARSITY)  # type: ignore[no-untyped-call]  # torch has no types
+        scores = layer.weight.detach().contiguous()  # it fails at weights whose channels are last
+        prune.l1_unstructured(layer, "weight", SPARSITY, importance_scores=scores)  # type: ignore[no-untyped-call]  # torch has no types
 
 
 def torch_prune_global(model: nn.Module) -> None:

@@ -18,7 +18,7 @@ import peers
 import torch
 import torchvision
 from timing import Timings, print_json, print_table, set_up
-from torch import Tensor, nn
+from torch import nn
 
 from sparsedet.benchmark.recipe import load_recipe
 from sparsedet.common.shipped import find_config
@@ -28,28 +28,22 @@ from sparsedet.detection.trainer import Level, Trainer
 from sparsedet.sparsity import Lamp, OneShot, Sparsifier, SparsityConfig, Targets, Uniform
 
 
-class TimedSparsifier(Sparsifier):
-    """Adds up the CPU seconds spent on weights and on gradients."""
+def timed(sparsifier: Sparsifier) -> defaultdict[str, float]:
+    """Return the CPU seconds that `sparsifier` spends on weights and on gradients from now on, added up as they go."""
+    seconds: defaultdict[str, float] = defaultdict(float)
+    masked = sparsifier._masked
 
-    def __init__(self, *arguments: Any) -> None:
-        super().__init__(*arguments)
-        self.seconds: defaultdict[str, float] = defaultdict(float)
-
-    def apply_(self, model: nn.Module | None = None) -> None:
-        """See `Sparsifier.apply_`."""
-        before = time.process_time()
-        super().apply_(model)
-        self.seconds["weights"] += time.process_time() - before
-
-    def _gradient_hook(self, name: str) -> Callable[[Tensor], None]:
-        hook = super()._gradient_hook(name)
-
-        def timed(parameter: Tensor) -> None:
+    def clock(part: str, work: Callable[..., None]) -> Callable[..., None]:
+        def run(*arguments: Any) -> None:
             before = time.process_time()
-            hook(parameter)
-            self.seconds["gradients"] += time.process_time() - before
+            work(*arguments)
+            seconds[part] += time.process_time() - before
 
-        return timed
+        return run
+
+    for part, name in {"weights": "apply_", "gradients": "take_gradient_"}.items():
+        setattr(masked, name, clock(part, getattr(masked, name)))
+    return seconds
 
 
 class Run(NamedTuple):
@@ -150,10 +144,10 @@ def measure(
     batch_size, image_size = batch_size or case.batch_size, image_size or case.image_size
     start = case.start(batch_size, image_size)
     dense, sparse, again = start(), start(), start()
-    sparsifier = TimedSparsifier(sparse.model, case.sparsity)
+    sparsifier = Sparsifier(sparse.model, case.sparsity)
     sparsifier.prune_(0)
     sparsifier.attach(sparse.optimizer)
-    sparsifier.seconds.clear()
+    seconds = timed(sparsifier)
     rounds = num_rounds or case.num_rounds
     steps = {"dense": dense.step, "sparse": sparse.step, "again": again.step}
     for peer, prune in PEERS.items() if with_peers else ():
@@ -164,7 +158,7 @@ def measure(
         steps[peer] = run.step
     timings = Timings({variant: lambda step=step: step for variant, step in steps.items()}, rounds)
     dense_s = timings.seconds("dense").median
-    shares = {part: seconds / (rounds + 1) / dense_s for part, seconds in sparsifier.seconds.items()}
+    shares = {part: spent / (rounds + 1) / dense_s for part, spent in seconds.items()}
     return {
         "case": name,
         "batch_size": batch_size,

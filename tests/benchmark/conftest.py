@@ -13,6 +13,7 @@ from sparsedet.detection.data.coco import Category
 from sparsedet.detection.data.config import DataConfig
 from sparsedet.detection.models import FasterRCNNConfig, FPNConfig, ResNetConfig, RetinaHeadConfig, RetinaNetConfig
 from sparsedet.detection.optimization import TrainingConfig
+from sparsedet.sparsity import Sparsifier
 
 NECK = FPNConfig(channels=16)
 DETECTORS = {
@@ -101,7 +102,7 @@ def recipe_of():
 def save():
     """Function that writes a checkpoint of sparsedet as a run of seven steps does."""
 
-    def write(path, recipe, model, categories=CATEGORIES):
+    def write(path, recipe, model, categories=CATEGORIES, sparsifier=None):
         content = {
             "experiment": "small",
             "recipe": json.dumps(dump(recipe)),
@@ -110,9 +111,23 @@ def save():
             "step": 7,
             "metrics": {},
             "model": model.state_dict(),
-            "sparsifier": None,
+            "sparsifier": None if sparsifier is None else sparsifier.state_dict(),
             "trainer": {},
         }
         save_checkpoint(path, content)
+
+    return write
+
+
+@pytest.fixture
+def save_pruned(small_detectors, build, recipe_of, save):
+    """Function that writes a checkpoint of a detector pruned by a sparsity section."""
+
+    def write(path, sparsity, name="C2"):
+        model = build(small_detectors[name], 0)
+        recipe = recipe_of(small_detectors[name], sparsity=sparsity)
+        sparsifier = Sparsifier(model, recipe.sparsity)
+        sparsifier.prune_(0)
+        save(path, recipe, model, sparsifier=sparsifier)
 
     return write

@@ -148,3 +148,36 @@ def test_bad_input_is_one_message_and_exit_code_2(arguments, message, tiny_recip
     assert done.returncode == 2
     assert message in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_sensitivity_is_measured_on_a_subset_and_feeds_an_allocation(run_folder, sparsedet, tmp_path):
+    import torch
+
+    from sparsedet.benchmark.evaluation import open_evaluation
+
+    checkpoint = run_folder / "tiny" / "sparsity-0.5" / "checkpoint.pt"
+    arguments = ("sensitivity", checkpoint, "--output", tmp_path, "--images", 2)
+    keep = "sparsity.targets={include: [backbone.conv1, neck.lateral.4.conv]}"
+    done = sparsedet(*arguments, "--sparsities", "0.9", "--set", keep, "--json")
+    assert done.returncode == 0, done.stderr
+    curves = json.loads(done.stdout)["curves"]
+    assert [len(points) for points in curves.values()] == [1, 1]
+    assert (tmp_path / "sensitivity-2-images.png").read_bytes()[:4] == b"\x89PNG"
+
+    evaluation = open_evaluation(checkpoint, device_name="cpu", num_images=2)
+    weight = dict(evaluation.saved.model.named_parameters())["backbone.conv1.weight"].detach()
+    order = weight.abs().flatten().argsort(stable=True)
+    weight.view(-1)[order[: round(0.9 * weight.numel())]] = 0
+    assert len(evaluation.images) == 2
+    assert torch.tensor(curves["backbone.conv1.weight"][0]["value"]) == torch.tensor(
+        evaluation.metrics(evaluation.detect())["ap"]
+    )
+
+    more = sparsedet(*arguments, "--sparsities", "0.9,0.99", "--set", keep)
+    assert more.stderr.count("measurement") == 2  # those of 0.9 and of the detector as it is are in the file
+    assert "ap 0.99" in more.stdout
+    wrong = sparsedet(*arguments, "--sparsities", "half")
+    assert (wrong.returncode, wrong.stderr) == (
+        2,
+        "error: --sparsities: expected numbers such as 0.5,0.8,0.9, got 'half'. Correct it.\n",
+    )

@@ -30,6 +30,7 @@ def test_every_rule_reads_back_equal(name):
     assert ALLOCATIONS[name].model_validate(dump(allocation)) == allocation
     assert isinstance(allocation.needs_profile, bool)
     assert isinstance(allocation.needs_energy, bool)
+    assert isinstance(allocation.needs_scores, bool)
 
 
 @settings(max_examples=100, deadline=None, derandomize=True)
@@ -47,6 +48,27 @@ def test_energy_is_summed_up_where_it_is_read(name):
     some = np.array([0.5, 3.0])
     keys = [make(name).key(tensor, some, some / 10, some * bool(tensor.energy)) for tensor in tensors]
     assert np.array_equal(*keys) is not make(name).needs_energy
+
+
+def test_scores_are_looked_at_where_they_are_read(name):
+    """Keys of a rule that does not say that it needs scores must not depend on them, nor what it gives."""
+    tensor = TensorSummary("a", (10, 20), size=200, energy=100.0, depth=1)
+    ranks, allocation = np.array([0.0, 7.0]), make(name)
+    keys = [allocation.key(tensor, ranks, np.array(scores), ranks) for scores in ([0.1, 0.2], [0.5, 3.0])]
+    energies = [allocation.key(tensor, ranks, ranks, np.array(below)) for below in ([0.1, 0.2], [0.5, 3.0])]
+    assert (np.array_equal(*keys) and np.array_equal(*energies)) is not allocation.needs_scores
+    if not allocation.needs_scores:
+        sizes, targets = {"a": 5000, "b": 300}, [9, 10, 77, 2651, 4000, 5150]
+        fields = {"a": {}, "b": {"num_pruned": 9, "highest": 200}}
+        values = {key: np.random.default_rng(size).random(size, dtype=np.float32) for key, size in sizes.items()}
+        with_scores, without = (
+            [
+                ScoredTensor(key, (size, 1), (lambda key=key: values[key]) if given else None, **fields[key])
+                for key, size in sizes.items()
+            ]
+            for given in (True, False)
+        )
+        assert select_counts(allocation, without, targets) == select_counts(allocation, with_scores, targets)
 
 
 @pytest.mark.parametrize("scores", [np.zeros(50), np.ones(50), np.arange(50), np.full(50, 1e-42), np.full(50, 3e38)])

@@ -12,7 +12,7 @@ from sparsedet.benchmark.console import Console
 from sparsedet.benchmark.evaluation import evaluate_checkpoint
 from sparsedet.benchmark.sparsity_callback import SparsityCallback
 from sparsedet.benchmark.suite import load_suite, run_suite
-from sparsedet.benchmark.verify import verify_checkpoint
+from sparsedet.benchmark.verify import verify_file
 from sparsedet.common.checkpoint import load_checkpoint
 from sparsedet.common.errors import CheckpointError, ConfigError, DatasetError, TargetMatchError, UnreachableTargetError
 from sparsedet.report import render, write_report
@@ -138,24 +138,22 @@ def test_a_checkpoint_evaluates_to_the_recorded_numbers(suite_run, tmp_path):
 def test_verify_accepts_what_is_sparse_and_finds_what_is_not(suite_run, tmp_path):
     folder, _ = suite_run
     for name in ("dense/dense", "lamp/sparsity-0.8", "two-four/sparsity-0.5"):
-        assert verify_checkpoint(folder / name / "checkpoint.pt").faults == ()
+        assert verify_file(folder / name / "checkpoint.pt").faults == ()
     content = load_checkpoint(folder / "lamp" / "sparsity-0.8" / "checkpoint.pt")
     mask = content["sparsifier"]["masks"]["head.cls_pred.weight"]
     mask[tuple((~mask).nonzero()[0])] = True
     torch.save(content, tmp_path / "one-less.pt")
     pruned = sum(int((~mask).sum()) for mask in content["sparsifier"]["masks"].values())
     expected = f"masks: expected exactly {pruned + 1} pruned weights, got {pruned}"
-    assert verify_checkpoint(tmp_path / "one-less.pt").faults == (expected,)
+    assert verify_file(tmp_path / "one-less.pt").faults == (expected,)
     content = load_checkpoint(folder / "two-four" / "sparsity-0.5" / "checkpoint.pt")
     name, mask = next(iter(content["sparsifier"]["masks"].items()))
     content["model"][name][~mask] = -0.0
     torch.save(content, tmp_path / "minus.pt")
-    assert f"{name}: expected +0.0 at" in verify_checkpoint(tmp_path / "minus.pt").faults[0]
+    assert f"{name}: expected +0.0 at" in verify_file(tmp_path / "minus.pt").faults[0]
     content["model"][name] = torch.ones_like(content["model"][name])
     torch.save(content, tmp_path / "ones.pt")
-    assert any(
-        "expected at most 2 of every 4 weights" in fault for fault in verify_checkpoint(tmp_path / "ones.pt").faults
-    )
+    assert any("expected at most 2 of every 4 weights" in fault for fault in verify_file(tmp_path / "ones.pt").faults)
 
 
 def test_an_interrupted_suite_goes_on_to_the_same_bits(suite_run, tmp_path):
@@ -199,7 +197,7 @@ def test_an_average_of_the_weights_is_evaluated_saved_and_resumed(tiny_recipe, t
     for key in one["model"]:
         assert torch.equal(one["model"][key], other["model"][key])
         assert torch.equal(one["trainer"]["model"][key], other["trainer"]["model"][key])
-    assert verify_checkpoint(tmp_path / "whole" / level).faults == ()
+    assert verify_file(tmp_path / "whole" / level).faults == ()
     assert evaluate_checkpoint(tmp_path / "whole" / level) == records[1].metrics
     assert records[1].measured_sparsity == records[1].allocated_sparsity
 
@@ -362,7 +360,7 @@ def test_two_four_in_both_directions_is_verified(method, tiny_recipe, tmp_path):
     block = f"sparsity={{scheduler: {{type: AmpereScheduler, kwargs: {{mask_calculator: m4n2_2d_{method}}}}}}}"
     run(tiny_recipe, tmp_path / "run", block, "training.steps=2")
     path = tmp_path / "run" / "tiny" / "sparsity-0.5" / "checkpoint.pt"
-    assert verify_checkpoint(path).faults == ()
+    assert verify_file(path).faults == ()
     content = load_checkpoint(path)
     name = next(iter(content["sparsifier"]["masks"]))
     for columns in (range(0, 4), range(4, 8)):  # four weights in a row of a block: too many along both directions
@@ -370,6 +368,70 @@ def test_two_four_in_both_directions_is_verified(method, tiny_recipe, tmp_path):
         damaged["model"][name][0, list(columns)] = 1.0
         torch.save(damaged, tmp_path / "damaged.pt")
         assert any(
-            name in fault and "of every 4 weights" in fault
-            for fault in verify_checkpoint(tmp_path / "damaged.pt").faults
+            name in fault and "of every 4 weights" in fault for fault in verify_file(tmp_path / "damaged.pt").faults
         )
+
+
+@pytest.mark.parametrize(
+    ("schedule", "block", "num_changes"),
+    [
+        ("{type: cubic, sparsity: 0.8, initial: 0.2, last: 0.8}", "update_interval: 1", 4),  # steps 0 … 3
+        ("{type: dynamic, sparsity: 0.8, drop_fraction: 0.5, stop: 1.0}", "update_interval: 2", 2),
+        (
+            "{type: one_shot, sparsity: 0.8}",
+            "mask_update: every_k_steps, update_interval: 1, keep_pruned_values: true",
+            4,
+        ),
+    ],
+)
+def test_schedules_that_change_masks_within_a_level(schedule, block, num_changes, tiny_recipe, tmp_path, monkeypatch):
+    seen = []
+    before_step = SparsityCallback.before_step
+
+    def spy(self, step, total_steps):
+        old = self.sparsifier.masks
+        before_step(self, step, total_steps)
+        new = self.sparsifier.masks
+        if not old or any((mask != new[name]).any() for name, mask in old.items()):
+            seen.append(step)
+
+    monkeypatch.setattr(SparsityCallback, "before_step", spy)
+    settings = f"sparsity={{schedule: {schedule}, {block}}}"
+    (record,) = run(tiny_recipe, tmp_path / "run", settings)
+    assert len(seen) == num_changes
+    assert record.scheduler == schedule.split(",")[0].removeprefix("{type: ")
+    assert record.measured_sparsity == record.allocated_sparsity == pytest.approx(0.8, abs=1e-4)
+    assert record.ap_after_pruning is not None
+    assert record.num_levels == 1
+    checkpoint = tmp_path / "run" / "tiny" / record.folder / "checkpoint.pt"
+    assert verify_file(checkpoint).faults == ()
+    rates = [json.loads(line)["lr"] for line in (tmp_path / "run" / "tiny" / "metrics.jsonl").read_text().splitlines()]
+    assert len(rates) == 4
+    assert rates == sorted(rates, reverse=True)  # one decline, which no change of masks starts again
+    assert f"{record.scheduler.replace('_', '-').capitalize()} pruning" in render(tmp_path / "run", "rst")
+
+
+def test_going_on_from_a_sparse_checkpoint(suite_run, tiny_recipe, tmp_path):
+    folder, _ = suite_run
+    start = folder / "lamp" / "sparsity-0.8" / "checkpoint.pt"
+    stream = StringIO()
+    console = Console(rich=RichConsole(file=stream, width=80, color_system=None, soft_wrap=True))
+    settings = (f"initial_checkpoint={start}", "training.optimizer.lr=0.01", "evaluation.after_pruning=false")
+    (record,) = run(tiny_recipe, tmp_path / "dense", *settings, console=console)
+    assert record.measured_sparsity < 0.1
+    message = "warning: 80% of the initial weights are zero, and training fills them; sparsity.keep_zeros keeps them"
+    assert message in stream.getvalue()
+
+    kept = "sparsity={schedule: {type: level_wise, levels: [0.8, 0.85]}, keep_zeros: true, allocation: {type: uniform}}"
+    records = run(tiny_recipe, tmp_path / "kept", *settings, kept, console=console)
+    assert stream.getvalue().count("of the initial weights are zero") == 1
+    assert [record.measured_sparsity for record in records] == pytest.approx([0.8, 0.85], abs=1e-4)
+    before = load_checkpoint(start)["model"]
+    for record in records:
+        after = load_checkpoint(tmp_path / "kept" / "tiny" / record.folder / "checkpoint.pt")["model"]
+        kernels = [name for name, value in before.items() if value.ndim == 4]
+        assert all((after[name][before[name] == 0] == 0).all() for name in kernels)
+        assert not any(torch.equal(after[name], before[name]) for name in kernels)
+    lower = "sparsity={schedule: {type: one_shot, sparsity: 0.7}, keep_zeros: true}"
+    with pytest.raises(UnreachableTargetError, match="expected between"):
+        run(tiny_recipe, tmp_path / "lower", *settings, lower)

@@ -40,6 +40,8 @@ def make_record(**changes) -> Record:
         "num_macs": 2_000_000,
         "num_parameters": 1_000,
         "num_nonzero": 1_000,
+        "size_bytes_dense": 4_120_000,
+        "size_bytes_sparse": 4_131_000,
         "metrics": dict.fromkeys(METRICS, 0.5) | {"ap": ap, "ap50": 0.9, "ar_large": -1.0},
         "loss": 0.25,
         "steps": 3200,
@@ -67,6 +69,7 @@ def make_level(experiment: str, level: int, target: float, ap: float, macs_kept:
         "measured_sparsity": round(target - 0.001, 6),
         "measured_sparsity_chosen": target,
         "num_nonzero": round(1000 * (1 - target)),
+        "size_bytes_sparse": round(4_000_000 * (1.03 - target)),
         "ap_after_pruning": ap / 2,
         "steps": 560,
         "folder": f"sparsity-{target:.2f}",
@@ -121,7 +124,7 @@ def run_dir(tmp_path: Path) -> Path:
     write_suite(folder, "dense", "lamp", "energy", "ampere")
     add(folder, make_record())
     add(folder, make_level("lamp", 0, 0.3, 0.6, 0.74), make_level("lamp", 1, 0.9, 0.5504, 0.29))
-    add(folder, make_level("energy", 0, 0.3, 0.58, 0.7))
+    add(folder, make_level("energy", 0, 0.3, 0.58, 0.7, size_bytes_dense=None, size_bytes_sparse=None))  # an old one
     add(folder, make_level("ampere", 0, 0.5, 0.605, 0.61, **N_M))
     for name in ("dense", "lamp", "energy", "ampere"):
         add_samples(folder, name)

@@ -16,6 +16,14 @@ def test_records_come_back_equal(tmp_path, make):
     assert read_records(tmp_path / "lamp") == (records, ())
 
 
+def test_a_record_written_before_sizes_were_recorded_is_read(tmp_path, make):
+    old = json.loads(make.record().model_dump_json())
+    del old["size_bytes_dense"], old["size_bytes_sparse"]
+    (tmp_path / "records.jsonl").write_text(json.dumps(old) + "\n")
+    (record,), _ = read_records(tmp_path)
+    assert (record.ap, record.size_bytes_dense, record.size_bytes_sparse) == (0.612, None, None)
+
+
 def test_experiment_without_records_gives_none(tmp_path):
     assert read_records(tmp_path / "absent") == ((), ())
 

@@ -138,12 +138,12 @@ def test_details_of_every_level(run_dir):
     table = detail_table(load_run(run_dir))
     expected = """
         experiment|asked|allocated|measured|measured in chosen|AP after pruning|AP|AP50|MACs kept|parameters|\
-not zero|steps|seconds|published AP|difference
-        dense|dense||0.00%|||61.2|90.0|100.0%|1,000|1,000|3,200|45.2||
-        lamp|30%|29.95%|29.90%|30.00%|30.0|60.0|90.0|74.0%|1,000|700|560|45.2||
-        lamp|90%|89.95%|89.90%|90.00%|27.5|55.0|90.0|29.0%|1,000|100|560|45.2||
-        energy|30%|29.95%|29.90%|30.00%|29.0|58.0|90.0|70.0%|1,000|700|560|45.2||
-        ampere|50% (2:4)||48.80%|50.00%|30.2|60.5|90.0|61.0%|1,000|500|560|45.2|60.0|+0.5
+not zero|MB dense|MB compact|steps|seconds|published AP|difference
+        dense|dense||0.00%|||61.2|90.0|100.0%|1,000|1,000|4.12|4.13|3,200|45.2||
+        lamp|30%|29.95%|29.90%|30.00%|30.0|60.0|90.0|74.0%|1,000|700|4.12|2.92|560|45.2||
+        lamp|90%|89.95%|89.90%|90.00%|27.5|55.0|90.0|29.0%|1,000|100|4.12|0.52|560|45.2||
+        energy|30%|29.95%|29.90%|30.00%|29.0|58.0|90.0|70.0%|1,000|700|||560|45.2||
+        ampere|50% (2:4)||48.80%|50.00%|30.2|60.5|90.0|61.0%|1,000|500|4.12|2.12|560|45.2|60.0|+0.5
     """
     lines = [line.strip() for line in expected.strip().splitlines()]
     assert ["|".join(row) for row in (table.header, *table.rows)] == lines
@@ -153,7 +153,7 @@ def test_published_columns_only_where_something_is_published(tmp_path, make):
     make.suite(tmp_path, "lamp", "worse")
     make.add(tmp_path, make.level("lamp", 0, 0.3, 0.6, 0.7))
     assert detail_table(load_run(tmp_path)).header[-1] == "seconds"
-    assert len(detail_table(load_run(tmp_path)).rows[0]) == 13
+    assert len(detail_table(load_run(tmp_path)).rows[0]) == 15
     make.add(tmp_path, make.level("worse", 0, 0.3, 0.36, 0.7, published_ap=0.407))
     assert [row[-2:] for row in detail_table(load_run(tmp_path)).rows] == [("", ""), ("40.7", "-4.7")]
 

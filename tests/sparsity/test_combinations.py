@@ -13,6 +13,8 @@ from sparsedet.sparsity import (
     NM2D,
     Block,
     Channel,
+    Cubic,
+    Dynamic,
     Lamp,
     LevelWise,
     Limit,
@@ -90,6 +92,40 @@ def test_patterns_that_need_an_allocation(pattern, allocation, wide):
                 assert torch.equal(rows.any(1), rows.all(1))
         assert before is None or not any((mask & ~before[name]).any() for name, mask in sparsifier.masks.items())
         before = sparsifier.masks
+
+
+SCHEDULES = [Cubic(sparsity=0.6, initial=0.3, last=1.0), Dynamic(sparsity=0.6, drop_fraction=0.6, stop=1.0)]
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=lambda schedule: schedule.type)
+@pytest.mark.parametrize("allocation", ALLOCATIONS)
+@pytest.mark.parametrize("pattern", FREE, ids=lambda pattern: pattern.label)
+def test_masks_that_change_while_training(pattern, allocation, schedule, wide):
+    if schedule.grows and pattern.kills_channels:
+        with pytest.raises(ValueError, match="expected pruned weights that stay so with the pattern channel"):
+            SparsityConfig(schedule=schedule, pattern=pattern)
+        return
+    allocation = allocation_of(allocation, wide)
+    config = SparsityConfig(schedule=schedule, pattern=pattern, allocation=allocation, update_interval=1)
+    optimizer = torch.optim.SGD(wide.parameters(), lr=0.1, momentum=0.9)
+    sparsifier = Sparsifier(wide, config, IMAGES)
+    sparsifier.attach(optimizer)
+    found = []
+    for step in range(4):
+        sparsifier.before_step(step, 4)
+        found.append({name: mask.clone() for name, mask in sparsifier.masks.items()})
+        optimizer.zero_grad()
+        (wide(torch.randn(2, 3, 16, 16)) - 1).square().mean().backward()
+        optimizer.step()
+        for mask in found[-1].values() if pattern.type != "unstructured" else ():
+            rows = blocks_of(pattern, mask)
+            assert torch.equal(rows.any(1), rows.all(1))
+    num_pruned = sum(int((~mask).sum()) for mask in found[-1].values())
+    assert num_pruned / sum(row.numel for row in sparsifier.selection) == pytest.approx(0.6, abs=0.01)
+    for old, new in itertools.pairwise(found):
+        assert any(not torch.equal(mask, new[name]) for name, mask in old.items())
+        came_back = any((new[name] & ~mask).any() for name, mask in old.items())
+        assert came_back == schedule.grows
 
 
 @pytest.mark.parametrize("pattern", FIXED, ids=lambda pattern: pattern.label)

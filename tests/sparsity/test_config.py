@@ -139,8 +139,18 @@ def test_the_resolved_block_reads_back_equal(config):
             "targets.include[0]: expected a regular expression after 're:', got 're:('",
         ),
         (
-            f"{HALF_YAML}\ncriterion: {{type: random}}",
-            "criterion.type: expected 'magnitude', got 'random'",
+            f"{HALF_YAML}\ncriterion: {{type: gradients}}",
+            "criterion.type: expected one of ['activation', 'gradient', 'magnitude', 'obc', 'random'], "
+            "got 'gradients'. Did you mean 'gradient'?",
+        ),
+        (
+            f"{HALF_YAML}\ncriterion: {{type: random, num_batches: 4}}",
+            "criterion.num_batches: expected one of ['seed', 'type'], got the unknown key 'num_batches'",
+        ),
+        (f"{HALF_YAML}\ncriterion: {{type: obc, damping: 0}}", "criterion.damping: expected greater than 0, got 0"),
+        (
+            "schedule: {type: level_wise, levels: [0.3, 0.9]}\ncriterion: {type: obc}\nkeep_pruned_values: true",
+            "keep_pruned_values: expected false with the criterion 'obc', which changes the weights that stay",
         ),
     ],
 )
@@ -153,3 +163,100 @@ def test_a_wrong_pattern_is_one_fault_not_two():
     with pytest.raises(ConfigError) as error:
         read("schedule: {type: one_shot}\npattern: {type: n_m, n: 4, m: 2}")
     assert len(str(error.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "update", "interval"),
+    [
+        ("schedule: {type: one_shot, sparsity: 0.5}", "once", None),
+        ("schedule: {type: level_wise, levels: [0.5]}", "once", None),
+        ("schedule: {type: level_wise, levels: [0.3, 0.5]}", "per_level", None),
+        ("schedule: {type: one_shot, sparsity: 0.5}\nmask_update: per_level", "per_level", None),
+        ("schedule: {type: cubic, sparsity: 0.5}", "every_k_steps", 100),
+        ("schedule: {type: dynamic, sparsity: 0.5}\nupdate_interval: 7", "every_k_steps", 7),
+        (
+            "schedule: {type: level_wise, levels: [0.3, 0.5]}\nmask_update: every_k_steps\nkeep_pruned_values: true",
+            "every_k_steps",
+            100,
+        ),
+        ("schedule: {type: level_wise, levels: [0.3, 0.5]}\nkeep_pruned_values: true", "per_level", None),
+        (
+            "schedule: {type: one_shot}\npattern: {type: n_m}\nmask_update: every_k_steps\nkeep_pruned_values: true",
+            "every_k_steps",
+            100,
+        ),
+        ("schedule: {type: cubic, sparsity: 0.5}\npattern: {type: channel}", "every_k_steps", 100),
+        ("schedule: {type: dynamic, sparsity: 0.5}\npattern: {type: block, shape: [2, 1]}", "every_k_steps", 100),
+    ],
+)
+def test_masks_are_updated_as_the_schedule_says(text, update, interval):
+    config = read(text)
+    assert (config.mask_update, config.update_interval) == (update, interval)
+    assert SparsityConfig.model_validate(dump(config)) == config
+
+
+EVERY = "mask_update: every_k_steps"
+SOFT = "keep_pruned_values: true"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            f"schedule: {{type: one_shot, sparsity: 0.5}}\n{EVERY}",
+            "mask_update: expected 'once' or 'per_level' where pruned weights stay zero, since a new mask would be the "
+            "old one, got 'every_k_steps'. Set keep_pruned_values: true, or use the schedule dynamic.",
+        ),
+        (
+            "schedule: {type: level_wise, levels: [0.3, 0.5]}\nmask_update: once",
+            "mask_update: expected 'per_level' with 2 levels, got 'once'.",
+        ),
+        (
+            "schedule: {type: cubic, sparsity: 0.5}\nmask_update: per_level",
+            "mask_update: expected 'every_k_steps' with the schedule 'cubic', which changes masks in its level, got "
+            "'per_level'. Remove the key.",
+        ),
+        (
+            "schedule: {type: one_shot, sparsity: 0.5}\nupdate_interval: 10",
+            "update_interval: expected a number of steps with mask_update 'every_k_steps', otherwise null, got 10 with "
+            "'once'.",
+        ),
+        (
+            "schedule: {type: cubic, sparsity: 0.5}\nupdate_interval: null",
+            "update_interval: expected a number of steps with mask_update 'every_k_steps', otherwise null, got None",
+        ),
+        (
+            "schedule: {type: cubic, sparsity: 0.5}\nupdate_interval: 0",
+            "update_interval: expected greater than or equal",
+        ),
+        (
+            f"schedule: {{type: one_shot, sparsity: 0.5}}\n{SOFT}",
+            "keep_pruned_values: expected false where masks are made",
+        ),
+        (
+            f"schedule: {{type: dynamic, sparsity: 0.5}}\n{SOFT}",
+            "keep_pruned_values: expected false with keep_zeros and",
+        ),
+        (
+            f"schedule: {{type: one_shot, sparsity: 0.5}}\n{EVERY}\n{SOFT}\nkeep_zeros: true",
+            "keep_pruned_values: expected false with keep_zeros and",
+        ),
+        (
+            f"schedule: {{type: one_shot, sparsity: 0.5}}\n{EVERY}\n{SOFT}\npattern: {{type: channel}}",
+            "keep_pruned_values: expected pruned weights that stay so with the pattern channel",
+        ),
+        (
+            "schedule: {type: dynamic, sparsity: 0.5}\npattern: {type: channel}",
+            "schedule: expected pruned weights that stay so with the pattern channel",
+        ),
+        (
+            "schedule: {type: cubic, sparsity: 0.5}\npattern: {type: n_m}",
+            "schedule: expected one_shot or level_wise with the pattern 2:4, which leaves no other sparsity and no "
+            "place to grow, got 'cubic'.",
+        ),
+        ("schedule: {type: dynamic, sparsity: 0.5}\npattern: {type: n_m_2d}", "expected one_shot or level_wise with"),
+    ],
+)
+def test_updates_that_cannot_be_are_refused_with_the_reason(text, message):
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        read(text)

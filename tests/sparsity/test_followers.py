@@ -224,7 +224,7 @@ def test_followers_stay_zero_in_training_and_in_copies(net):
 
 def test_the_state_is_that_of_the_weights_alone(net):
     sparsifier = Sparsifier(net, half(), IMAGES)
-    assert sparsifier.state_dict() == {"level": None, "masks": {}}
+    assert sparsifier.state_dict() == {"level": None, "target_sparsity": None, "updated_at": None, "masks": {}}
     sparsifier.prune_(0)
     assert set(sparsifier.state_dict()["masks"]) == {row.name for row in sparsifier.selection if row.chosen}
     copied = copy.deepcopy(net)

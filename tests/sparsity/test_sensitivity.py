@@ -11,7 +11,10 @@ from torch import nn
 
 from sparsedet.common.errors import CheckpointError, ConfigError
 from sparsedet.sparsity import (
+    Activation,
+    Calibration,
     Global,
+    Obc,
     OneShot,
     SensitivityCurves,
     Sparsifier,
@@ -168,3 +171,29 @@ def test_bad_sparsities_are_refused(sparsities, model):
 def test_numbers_of_numpy_and_torch_are_numbers(model):
     for kind in (np.float32, torch.tensor):
         assert measure_sensitivity(model, lambda model, kind=kind: kind(0.5), None, (0.5,)).dense == 0.5
+
+
+def test_other_criteria_choose_the_masks(tmp_path):
+    """The large weight reads a feature that is always zero: the activation-aware criterion takes it, at no cost."""
+    model = nn.Linear(2, 1, bias=False)
+    model.weight.data = torch.tensor([[5.0, 1.0]])
+    inputs = torch.tensor([[0.0, 1.0], [0.0, 2.0]])
+    calibration = Calibration([inputs], lambda model, batch: model(batch))
+    cache = tmp_path / "curves.json"
+
+    def metric(model):
+        return model(inputs).sum().item()
+
+    def value(cache=None, **arguments):
+        return measure_sensitivity(model, metric, None, (0.5,), cache, **arguments).curves["weight"][0].value
+
+    assert value() == 0
+    assert value(cache, criterion=Activation(), calibration=calibration) == 3
+    assert torch.equal(model.weight, torch.tensor([[5.0, 1.0]]))
+    with pytest.raises(CheckpointError, match="or of another criterion"):
+        value(cache)
+    with pytest.raises(ConfigError, match="calibration: expected data, which the criterion 'activation' looks at"):
+        value(criterion=Activation())
+    message = "criterion: expected one that leaves the other weights as they are, got 'obc'. Use 'magnitude'."
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        value(criterion=Obc(), calibration=calibration)

@@ -9,7 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sparsedet.benchmark.calibration import calibration_of
 from sparsedet.benchmark.checkpoint import CHECKPOINT_FILE, build_detector, open_checkpoint
+from sparsedet.benchmark.compact import WEIGHTS_FILE
 from sparsedet.benchmark.recipe import Recipe, load_recipe
 from sparsedet.common.files import write_json, write_text
 from sparsedet.detection.data.loader import padded_val_size, val_loader
@@ -113,7 +115,7 @@ def analyze_file(path: Path, overrides: tuple[str, ...] = ()) -> Analysis:
     Raises:
         SparseDetError: the file or its data cannot be read, or the sparsity cannot be had.
     """
-    if path.suffix == Path(CHECKPOINT_FILE).suffix:
+    if path.suffix in (Path(CHECKPOINT_FILE).suffix, Path(WEIGHTS_FILE).suffix):
         saved = open_checkpoint(path, overrides)
         splits = open_splits(saved.recipe.data, saved.recipe.seed)
         state = {"level": saved.level, "masks": saved.masks} if saved.masks else None
@@ -133,10 +135,12 @@ def analyze_file(path: Path, overrides: tuple[str, ...] = ()) -> Analysis:
 
 
 def _rows(recipe: Recipe, model: Detector, splits: Splits | None, state: dict[str, Any] | None) -> list[Row]:
-    inputs = example_inputs(recipe, splits, model.stride, torch.device("cpu"))
+    device = torch.device("cpu")
+    inputs = example_inputs(recipe, splits, model.stride, device)
     if recipe.sparsity is None:
         return layer_rows(measure(model, profile=profile_model(model, inputs, model.run_all)))
-    sparsifier = Sparsifier(model, recipe.sparsity, inputs, model.run_all)
+    calibration = calibration_of(recipe, splits, model.stride, device)
+    sparsifier = Sparsifier(model, recipe.sparsity, inputs, model.run_all, calibration)
     if state is not None:
         sparsifier.load_state_dict(state)
     return table(sparsifier)

@@ -7,15 +7,17 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from sparsedet.benchmark.compact import read_any
 from sparsedet.benchmark.recipe import Recipe
 from sparsedet.benchmark.upstream.checkpoint import upstream_state
 from sparsedet.benchmark.weights import load_state
-from sparsedet.common.checkpoint import check_format, is_sparsedet, load_checkpoint, read_file
+from sparsedet.common.checkpoint import check_format, is_sparsedet
 from sparsedet.common.config import validate
 from sparsedet.common.document import Document, apply_overrides
 from sparsedet.common.errors import CheckpointError
 from sparsedet.detection.data.coco import Category
 from sparsedet.detection.models import Detector
+from sparsedet.export.compact import num_dense_bytes
 
 CHECKPOINT_FILE = "checkpoint.pt"
 
@@ -31,7 +33,9 @@ class SavedDetector:
         model: the detector with its weights, on the CPU, in eval mode.
         level: 0-based index of its level.
         step: number of optimizer steps done.
-        masks: mask of each pruned parameter, True = keep; empty for a dense detector.
+        masks: mask of each pruned parameter, True = keep; empty for a dense detector. From a compact file they are
+            the places of its zeros.
+        num_pruned: entries that the masks pruned when it was saved.
         metrics: COCO metrics measured when it was saved.
     """
 
@@ -42,25 +46,37 @@ class SavedDetector:
     level: int
     step: int
     masks: dict[str, Tensor]
+    num_pruned: dict[str, int]
     metrics: dict[str, float]
 
 
 def open_checkpoint(path: Path, overrides: tuple[str, ...] = ()) -> SavedDetector:
-    """Read a checkpoint and build its detector; `overrides` (``key=value``) change its recipe.
+    """Read a checkpoint or a compact file and build its detector; `overrides` (``key=value``) change its recipe.
 
     Raises:
         ConfigError: an override is wrong.
         CheckpointError: the file is damaged, of another program, or its weights do not fit its recipe.
     """
-    content = load_checkpoint(path)
+    return open_content(check_format(read_any(path), path), path, overrides)
+
+
+def open_content(content: dict[str, Any], path: Path, overrides: tuple[str, ...] = ()) -> SavedDetector:
+    """Do what `open_checkpoint` does with the content of a checkpoint, which was read from `path`."""
     document = Document(json.loads(content["recipe"]), source=str(path))
     recipe = validate(Recipe, apply_overrides(document, overrides))
     categories = _categories(content)
     model = recipe.detector.build(len(categories), pretrained=False)
     load_state(model, content["model"], path)
-    masks = content["sparsifier"]["masks"] if content["sparsifier"] else {}
+    sparsifier = content["sparsifier"] or {"masks": {}}
+    masks = sparsifier["masks"]
+    num_pruned = sparsifier.get("num_pruned") or {name: int((~mask).sum()) for name, mask in masks.items()}
     level, step, metrics = content["level"], content["step"], content["metrics"]
-    return SavedDetector(path, recipe, categories, model.eval(), level, step, masks, metrics)
+    if masks and level >= len(recipe.target_sparsities):
+        raise CheckpointError(
+            f"{path}: expected one of the {len(recipe.target_sparsities)} levels of its recipe, got level {level}. "
+            "The file is damaged: use another checkpoint."
+        )
+    return SavedDetector(path, recipe, categories, model.eval(), level, step, masks, num_pruned, metrics)
 
 
 def build_detector(recipe: Recipe, categories: tuple[Category, ...]) -> tuple[Detector, tuple[str, ...]]:
@@ -77,7 +93,7 @@ def build_detector(recipe: Recipe, categories: tuple[Category, ...]) -> tuple[De
         weights = recipe.detector.backbone.weights
         words = "from scratch" if weights == "none" else f"backbone weights {Path(weights).name}"
         return recipe.detector.build(len(categories)), (words,)
-    content = read_file(path)
+    content = read_any(path)
     model = recipe.detector.build(len(categories), pretrained=False)
     if is_sparsedet(content):
         check_format(content, path)
@@ -89,10 +105,16 @@ def build_detector(recipe: Recipe, categories: tuple[Category, ...]) -> tuple[De
     return model, (words, *report.lines())
 
 
-def num_checkpoint_bytes(model: nn.Module) -> int:
-    """Estimate the size of one checkpoint: weights, two optimizer moments, masks."""
-    num_bytes = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
-    return num_bytes * 13 // 4
+def num_level_bytes(model: nn.Module, has_average: bool) -> int:
+    """Estimate the size of the files of weights that a level leaves.
+
+    These are a checkpoint (weights, with an average also those in training, two optimizer moments, masks of one byte
+    for each weight) and a compact file, which is never larger than the dense weights by more than its header.
+    """
+    num_state_bytes = num_dense_bytes(model.state_dict())
+    num_bytes = num_dense_bytes(dict(model.named_parameters()))
+    num_weights = sum(parameter.numel() for parameter in model.parameters())
+    return (3 if has_average else 2) * num_state_bytes + 2 * num_bytes + num_weights + 2**20
 
 
 def _categories(content: dict[str, Any]) -> tuple[Category, ...]:

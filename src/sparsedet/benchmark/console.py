@@ -51,7 +51,8 @@ class Console:
 
     def record(self, record: Record) -> None:
         """Print one row of the table: a level that is finished."""
-        pruned = "-" if record.ap_after_pruning is None else f"{record.ap_after_pruning:.3f}"
+        after = (record.ap_after_pruning, record.ap_after_reestimation)
+        pruned = " > ".join(f"{ap:.3f}" for ap in after if ap is not None) or "-"
         asked = "-" if record.target_sparsity is None else f"{record.target_sparsity:.0%}"
         loss = "-" if record.loss is None else f"{record.loss:.3f}"
         row = (record.experiment, asked, f"{record.measured_sparsity:.2%}", pruned, f"{record.metrics['ap']:.3f}",

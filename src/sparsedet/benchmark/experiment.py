@@ -7,6 +7,7 @@ import torch
 
 from sparsedet.benchmark import samples
 from sparsedet.benchmark.analysis import example_inputs
+from sparsedet.benchmark.calibration import calibration_of
 from sparsedet.benchmark.checkpoint import CHECKPOINT_FILE
 from sparsedet.benchmark.job import Job
 from sparsedet.benchmark.level_runner import LevelRunner
@@ -55,9 +56,10 @@ def check_recipe(recipe: Recipe) -> None:
     splits = open_splits(recipe.data, recipe.seed)
     if recipe.sparsity is not None:
         model = recipe.detector.build(len(splits.train.coco.categories), pretrained=False)
-        Sparsifier(
-            model, recipe.sparsity, example_inputs(recipe, splits, model.stride, torch.device("cpu")), model.run_all
-        )
+        device = torch.device("cpu")
+        inputs = example_inputs(recipe, splits, model.stride, device)
+        calibration = calibration_of(recipe, splits, model.stride, device)
+        Sparsifier(model, recipe.sparsity, inputs, model.run_all, calibration)
 
 
 def last_checkpoint(folder: Path) -> Path:

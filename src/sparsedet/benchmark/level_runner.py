@@ -1,15 +1,19 @@
-"""The levels of one experiment; each gives a checkpoint, detections, a table of its layers, and a record."""
+"""The levels of one experiment; each gives a checkpoint, compact weights, detections, its layers, and a record."""
 
 import json
 import time
 from collections.abc import Callable
+from dataclasses import asdict
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from sparsedet.benchmark import analysis
-from sparsedet.benchmark.checkpoint import CHECKPOINT_FILE, build_detector, num_checkpoint_bytes
+from sparsedet.benchmark.calibration import TrainingBatches, calibration_of, run_detector
+from sparsedet.benchmark.checkpoint import CHECKPOINT_FILE, build_detector, num_level_bytes
+from sparsedet.benchmark.compact import WEIGHTS_FILE, write_compact
 from sparsedet.benchmark.job import Job
 from sparsedet.benchmark.levels import split_levels
 from sparsedet.benchmark.sparsity_callback import SparsityCallback
@@ -23,12 +27,14 @@ from sparsedet.detection.data.splits import Splits
 from sparsedet.detection.evaluation import evaluate, write_results
 from sparsedet.detection.inference import detect
 from sparsedet.detection.trainer import Level, StepReport, Trainer
+from sparsedet.export.compact import num_dense_bytes
 from sparsedet.report.record import RECORDS_FILE, Record, append_record
-from sparsedet.sparsity import Measurement, Sparsifier, measure, profile_model
+from sparsedet.sparsity import Measurement, Sparsifier, measure, profile_model, reestimate_batch_norm
 
 METRICS_FILE = "metrics.jsonl"
 DETECTIONS_FILE = "detections.json"
 LAYERS_FILE = "layers.json"
+PERMUTATION_FILE = "permutation.json"
 
 
 class LevelRunner:
@@ -57,9 +63,12 @@ class LevelRunner:
             self.console.warn(
                 "pruning starts without a trained detector; set initial_checkpoint to start from a dense one"
             )
+        self._warn_of_zeros()
         num_images = len(splits.train)
         self._check_steps(self.recipe.training.total_steps(num_images))
+        self.is_at_target = False  # whether the masks of the level have reached its target
         self.ap_after_pruning: float | None = None
+        self.ap_after_reestimation: float | None = None
         self.allocated_sparsity: float | None = None
         self.sparsifier = self._sparsifier()
         callback = None
@@ -71,7 +80,7 @@ class LevelRunner:
         if callback is not None:
             callback.sparsifier.attach(self.trainer.optimizer)
         self.callback = callback
-        need = num_checkpoint_bytes(self.model) * len(self.names)
+        need = num_level_bytes(self.model, self.trainer.average is not None) * len(self.names)
         writable_folder(self.folder, need)
 
     # --- preparation ---------------------------------------------------------------------------------------
@@ -84,10 +93,20 @@ class LevelRunner:
                 "Make them equal."
             )
 
+    def _warn_of_zeros(self) -> None:
+        zeros = measure(self.model).measured_sparsity
+        if zeros >= 0.2 and (self.recipe.sparsity is None or not self.recipe.sparsity.keep_zeros):
+            self.console.warn(
+                f"{zeros:.0%} of the initial weights are zero, and training fills them; sparsity.keep_zeros keeps them"
+            )
+
     def _sparsifier(self) -> Sparsifier | None:
         if self.recipe.sparsity is None:
             return None
-        sparsifier = Sparsifier(self.model.to(self.device), self.recipe.sparsity, self._inputs(), self.model.run_all)
+        calibration = calibration_of(self.recipe, self.splits, self.model.stride, self.device)
+        sparsifier = Sparsifier(
+            self.model.to(self.device), self.recipe.sparsity, self._inputs(), self.model.run_all, calibration
+        )
         if self.recipe.write_analysis:
             analysis.write(self.folder / "analysis", analysis.table(sparsifier))
         for row in sparsifier.selection:
@@ -124,21 +143,33 @@ class LevelRunner:
         if finished:
             self._restore(self.folder / finished[-1].folder / CHECKPOINT_FILE)
             self.console.say(f"{self.job.name}: {len(finished)} of {len(self.names)} levels finished before, going on")
+        else:
+            self._permute()
         for index in range(len(finished), len(self.names)):
             self._run_level(index)
 
+    def _permute(self) -> None:
+        """Reorder the channels, if the pattern asks for it, of the average of the weights as well."""
+        report = None if self.callback is None else self.callback.sparsifier.permute_()
+        if report is None:
+            return
+        if self.trainer.average is not None:
+            self.trainer.average.model.load_state_dict(self.model.state_dict())
+        write_json(self.folder / PERMUTATION_FILE, asdict(report))
+        self.console.say(f"{self.job.name}: {report.summary}")
+
     def _restore(self, path: Path) -> None:
         content = load_checkpoint(path)
+        if self.callback is not None:  # before the weights, which its masks would cut
+            self.callback.sparsifier.load_state_dict(content["sparsifier"])
         self.trainer.evaluated_model.load_state_dict(content["model"])
         self.trainer.load_state_dict(content["trainer"])
-        if self.callback is not None:
-            self.callback.sparsifier.load_state_dict(content["sparsifier"])
         _drop_later_lines(self.folder / METRICS_FILE, content["step"])
 
     def _run_level(self, index: int) -> None:
         began = time.perf_counter()
         level = self.levels[index]
-        self.ap_after_pruning = None
+        self.is_at_target, self.ap_after_pruning, self.ap_after_reestimation = False, None, None
         loss = self._train(index, level)
         if self.callback is not None:
             self.callback.before_evaluate(self.trainer.evaluated_model)
@@ -147,7 +178,7 @@ class LevelRunner:
         folder = self.folder / self.names[index]
         write_results(folder / DETECTIONS_FILE, results)
         write_json(folder / LAYERS_FILE, analysis.layer_rows(measurement))
-        self._save(folder / CHECKPOINT_FILE, index, metrics)
+        self._save(folder, index, metrics, measurement.measured_sparsity)
         record = self._record(index, metrics, measurement, loss, time.perf_counter() - began)
         append_record(self.folder / RECORDS_FILE, record)
         self.console.record(record)
@@ -199,8 +230,23 @@ class LevelRunner:
         assert self.callback is not None
         self.callback.before_evaluate(self.trainer.evaluated_model)
         self.allocated_sparsity = self.callback.allocated_sparsity
-        if self.recipe.evaluation.after_pruning:
+        if self.callback.updates_weights and self.trainer.average is not None:
+            self.trainer.average.model.load_state_dict(self.model.state_dict())
+        if self.is_at_target or not self.callback.is_at_target:
+            return
+        self.is_at_target = True
+        is_evaluated = self.recipe.evaluation.after_pruning
+        if is_evaluated:
             self.ap_after_pruning = self._evaluate()[1]["ap"]
+        if self.recipe.reestimate_batch_norm is not None:
+            self._reestimate_batch_norm(self.recipe.reestimate_batch_norm)
+            self.ap_after_reestimation = self._evaluate()[1]["ap"] if is_evaluated else None
+
+    def _reestimate_batch_norm(self, num_batches: int) -> None:
+        """Estimate the statistics anew in the trained model and in the average of its weights."""
+        batches = TrainingBatches(self.recipe, self.splits, self.model.stride, self.device)
+        for model in dict.fromkeys((self.model, self.trainer.evaluated_model)):
+            reestimate_batch_norm(model, islice(batches, num_batches), run_detector)
 
     def _evaluate(self) -> tuple[list[dict[str, Any]], dict[str, float]]:
         evaluation = self.recipe.evaluation
@@ -220,7 +266,8 @@ class LevelRunner:
             return self.callback.sparsifier.measure(model)
         return measure(model, profile=profile_model(model, self._inputs(), model.run_all))
 
-    def _save(self, path: Path, index: int, metrics: dict[str, float]) -> None:
+    def _save(self, folder: Path, index: int, metrics: dict[str, float], sparsity: float) -> None:
+        """Write the compact file, then the checkpoint, which says that the level is finished."""
         content = {
             "experiment": self.job.name,
             "recipe": json.dumps(dump(self.recipe)),
@@ -232,7 +279,8 @@ class LevelRunner:
             "sparsifier": self.callback.sparsifier.state_dict() if self.callback is not None else None,
             "trainer": self.trainer.state_dict(),
         }
-        save_checkpoint(path, content)
+        write_compact(folder / WEIGHTS_FILE, content, sparsity)
+        save_checkpoint(folder / CHECKPOINT_FILE, content)
 
     def _record(
         self, index: int, metrics: dict[str, float], measured: Measurement, loss: float | None, seconds: float
@@ -256,7 +304,10 @@ class LevelRunner:
             num_macs=measured.num_macs or 0,
             num_parameters=measured.num_parameters,
             num_nonzero=measured.num_nonzero,
+            size_bytes_dense=num_dense_bytes(self.trainer.evaluated_model.state_dict()),
+            size_bytes_sparse=(self.folder / self.names[index] / WEIGHTS_FILE).stat().st_size,
             ap_after_pruning=self.ap_after_pruning,
+            ap_after_reestimation=self.ap_after_reestimation,
             metrics=metrics,
             loss=loss,
             steps=self.levels[index].num_steps,

@@ -35,7 +35,9 @@ def plan(suite: Suite) -> list[Row]:
                 {
                     "experiment": entry.name,
                     "starts from": entry.start or _start(recipe),
-                    "level": f"{targets[index]:.0%}{' of MACs' if recipe.budget == 'macs' else ''} {recipe.pattern}" if targets else "dense",
+                    "level": f"{targets[index]:.0%}{' of MACs' if recipe.budget == 'macs' else ''} {recipe.pattern}"
+                    if targets
+                    else "dense",
                     "steps": level.num_steps,
                     "epochs": round(level.num_steps / steps_per_epoch, 2),
                     "batch": training.batch_text,

@@ -35,7 +35,7 @@ class EvaluationConfig(ConfigModel):
     Attributes:
         batch_size: images per forward pass.
         evaluator: library that computes the COCO metrics; both give the same numbers.
-        after_pruning: also evaluate right after each pruning, before any training.
+        after_pruning: also evaluate right after the pruning that reaches the target of a level, before any training.
         num_samples: validation images kept with the run for the pictures of the report.
     """
 
@@ -58,6 +58,9 @@ class Recipe(ConfigModel):
             starts as the detector says.
         max_missing: share of the detector's weights that `initial_checkpoint` may lack or have in another shape;
             these keep their fresh initialisation.
+        reestimate_batch_norm: batches of training images on which the statistics of batch norms are estimated anew
+            right after the pruning that reaches the target of a level; null leaves them. It helps where little or no
+            training follows.
         dense_control: go through the levels of `sparsity` (and their learning-rate restarts) without pruning.
         write_analysis: write the table of what would be pruned where to ``analysis/``.
         expected_steps: number of steps the run must turn out to have; null accepts any.
@@ -74,6 +77,7 @@ class Recipe(ConfigModel):
     evaluation: EvaluationConfig = EvaluationConfig()
     initial_checkpoint: Path | None = None
     max_missing: float = Field(default=0.0, ge=0, le=1)
+    reestimate_batch_norm: int | None = Field(default=None, ge=1)
     dense_control: bool = False
     write_analysis: bool = False
     expected_steps: int | None = Field(default=None, ge=1)

@@ -1,5 +1,6 @@
-"""Whether a checkpoint holds the zeros it claims: counted in its weights, held against its masks and its pattern."""
+"""Whether a file holds the zeros it claims: counted in its weights, held against masks and pattern."""
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -7,8 +8,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sparsedet.benchmark.checkpoint import SavedDetector, open_checkpoint
-from sparsedet.sparsity import Measurement, check_n_m, measure
+from sparsedet.benchmark.checkpoint import SavedDetector, open_checkpoint, open_content
+from sparsedet.benchmark.compact import read_any
+from sparsedet.benchmark.onnx_export import expected_weights
+from sparsedet.benchmark.upstream.checkpoint import state_dict_of
+from sparsedet.common.checkpoint import check_format, is_sparsedet
+from sparsedet.common.errors import CheckpointError
+from sparsedet.export.counting import TensorCount, count_tensor
+from sparsedet.export.onnx_audit import audit_onnx
+from sparsedet.export.onnx_file import SUFFIX as ONNX_SUFFIX
+from sparsedet.export.tensorrt import Readiness, assess, onnx_groups
+from sparsedet.sparsity import check_n_m
+from sparsedet.sparsity.weights import find_weights
 
 
 @dataclass(frozen=True)
@@ -16,20 +27,23 @@ class Verification:
     """What was counted.
 
     Attributes:
-        checkpoint: the file.
-        sparsity: zeros over all conv/linear weights.
-        sparsity_chosen: zeros over the pruned ones, None for a dense detector.
-        target_sparsity: what was asked for, None for a dense detector.
-        layers: one row for each conv/linear weight.
-        faults: what is not as the checkpoint says; empty when all holds.
+        file: the file.
+        sparsity: zeros over all conv/linear weights; in files of other programs over all tensors of two and more
+            dimensions.
+        sparsity_chosen: zeros over the pruned ones; None where there are none or the file does not say it.
+        target_sparsity: what was asked for; None where there is nothing or the file does not say it.
+        layers: one row for each weight; `agrees_with_mask` is None where there is no mask to compare with.
+        faults: what is not as the file says, or as the masks compared with say; empty when all holds.
+        compared_with: what the weights were held against, in words.
     """
 
-    checkpoint: str
+    file: str
     sparsity: float
     sparsity_chosen: float | None
     target_sparsity: float | None
     layers: list[dict[str, Any]]
     faults: tuple[str, ...]
+    compared_with: str | None
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain data."""
@@ -38,72 +52,190 @@ class Verification:
     @property
     def summary(self) -> tuple[str, ...]:
         """Lines that say the result."""
-        asked = "dense" if self.target_sparsity is None else f"asked {self.target_sparsity:.2%}"
+        asked = "" if self.target_sparsity is None else f"asked {self.target_sparsity:.2%}; "
         chosen = "" if self.sparsity_chosen is None else f", {self.sparsity_chosen:.4%} over the pruned ones"
-        counted = f"{asked}; zeros counted: {self.sparsity:.4%} over all conv/linear weights{chosen}"
-        verdict = tuple(f"fault: {fault}" for fault in self.faults) or (
-            "verified: the weights are what the checkpoint says",
-        )
-        return counted, *verdict
+        counted = f"{asked}zeros counted: {self.sparsity:.4%} over all weights{chosen}"
+        if self.faults:
+            return counted, *(f"fault: {fault}" for fault in self.faults)
+        if self.compared_with is None:
+            return counted, "the file holds no masks to compare with; --against CHECKPOINT compares it with those there"
+        return counted, f"verified: the weights are what {self.compared_with} says"
 
 
-def verify_checkpoint(path: Path) -> Verification:
-    """Count the zeros of a checkpoint and hold them against its masks, its target and its pattern.
+@dataclass(frozen=True)
+class _Content:
+    """The weights of a file, shape (O, I/groups, *kernel), with what is known of them."""
+
+    weights: dict[str, Tensor]
+    groups: dict[str, int | None]
+    saved: SavedDetector | None = None
+
+    @property
+    def counts(self) -> tuple[TensorCount, ...]:
+        return tuple(count_tensor(name, weight) for name, weight in self.weights.items())
+
+
+def verify_file(path: Path, against: Path | None = None) -> Verification:
+    """Count the zeros of a file and hold them against its own masks, target and pattern, or those of a checkpoint.
+
+    Args:
+        path: checkpoint, compact file, state dict or safetensors of any program, or ONNX file.
+        against: checkpoint whose masks the weights must have. The weight of a mask is the one of its name or, where
+            there is none, any of its shape that has zeros where the mask prunes; in an ONNX file it is found by
+            content, see `audit_onnx`.
 
     Raises:
-        CheckpointError: the file cannot be read.
+        CheckpointError: a file cannot be read, or `against` has no masks.
+        MissingExtraError: it is an ONNX file and onnx is not installed.
     """
-    saved = open_checkpoint(path)
-    sparsity = saved.recipe.sparsity
-    measurement = measure(saved.model, chosen=saved.masks)
-    parameters: dict[str, Tensor] = dict(saved.model.named_parameters())
-    faults = [fault for name, mask in saved.masks.items() if (fault := _mask_fault(name, parameters[name], mask))]
-    target = None
-    if saved.masks and sparsity is not None:
-        target = saved.recipe.target_sparsities[saved.level]
-        if sparsity.pattern.type in ("n_m", "n_m_2d"):
-            faults += _pattern_faults(saved, parameters)
-        elif sparsity.pattern.type == "unstructured" and sparsity.budget == "weights" and sparsity.compensate:
-            faults += _count_faults(saved, measurement, target)
-    layers = [
-        {
-            "name": layer.name,
-            "shape": list(layer.shape),
-            "num_weights": layer.numel,
-            "num_zeros": layer.num_zeros,
-            "sparsity": layer.sparsity,
-        }
-        for layer in measurement.layers
-    ]
+    original = None if against is None else _open_pruned(against)
+    if path.suffix == ONNX_SUFFIX:
+        return _verify_onnx(path, original)
+    content = _read(path)
+    saved, counts = content.saved, content.counts
+    agrees: dict[str, bool] = {}
+    faults: list[str] = []
+    if saved is not None:
+        agrees, faults = _hold_against(saved.masks, content.weights, is_exact=True)
+        faults += _own_faults(saved, counts)
+    if original is not None:
+        agrees, found = _hold_against(original.masks, content.weights, is_exact=False)
+        faults += found
+    return _verification(path, counts, agrees, faults, saved, original)
+
+
+def _verification(
+    path: Path,
+    counts: Sequence[TensorCount],
+    agrees: dict[str, bool],
+    faults: Sequence[str],
+    saved: SavedDetector | None,
+    original: SavedDetector | None,
+) -> Verification:
+    pruned = [count for count in counts if count.name in agrees]
+    origin = saved or original
     return Verification(
         str(path),
-        measurement.measured_sparsity,
-        measurement.measured_sparsity_chosen if saved.masks else None,
-        target,
-        layers,
+        _sparsity(counts),
+        _sparsity(pruned) if pruned else None,
+        origin.recipe.target_sparsities[origin.level] if origin is not None and origin.masks else None,
+        [_row(count, agrees.get(count.name)) for count in counts],
         tuple(faults),
+        str(original.path) if original is not None else None if saved is None else "the file",
     )
 
 
-def _mask_fault(name: str, weight: Tensor, mask: Tensor) -> str | None:
-    pruned = weight.detach()[~mask]
-    wrong = int(((pruned != 0) | torch.signbit(pruned)).sum())
-    return f"{name}: expected +0.0 at {pruned.numel()} pruned places, got another value at {wrong}" if wrong else None
+def _verify_onnx(path: Path, original: SavedDetector | None) -> Verification:
+    audit = audit_onnx(path, None if original is None else expected_weights(original))
+    agrees = {copy: found.num_lost == 0 for found in audit.weights for copy in found.copies}
+    return _verification(path, audit.tensors, agrees, audit.faults, None, original)
 
 
-def _count_faults(saved: SavedDetector, measurement: Measurement, target: float) -> list[str]:
-    assert saved.recipe.sparsity is not None
-    layers = [
-        layer for layer in measurement.layers if saved.recipe.sparsity.scope == "all" or layer.name in saved.masks
+def assess_file(path: Path) -> tuple[Readiness, ...]:
+    """Say of each weight of a file what TensorRT can do with it.
+
+    Args:
+        path: as for `verify_file`.
+
+    Raises:
+        CheckpointError: the file cannot be read.
+        MissingExtraError: it is an ONNX file and onnx is not installed.
+    """
+    if path.suffix == ONNX_SUFFIX:
+        return assess(audit_onnx(path).tensors, onnx_groups(path))
+    content = _read(path)
+    return assess(content.counts, content.groups)
+
+
+def _read(path: Path) -> _Content:
+    content = read_any(path)
+    if is_sparsedet(content):
+        saved = open_content(check_format(content, path), path)
+        found = find_weights(saved.model)
+        weights = {weight.name: weight.tensor.detach() for weight in found}
+        return _Content(weights, {weight.name: getattr(weight.layer, "groups", 1) for weight in found}, saved)
+    state = state_dict_of(content, path)
+    weights = {name: value for name, value in state.items() if value.ndim >= 2 and value.is_floating_point()}
+    if not weights:
+        raise CheckpointError(f"{path}: expected weights of at least two dimensions, got none. Check the path.")
+    return _Content(weights, {})
+
+
+def _open_pruned(path: Path) -> SavedDetector:
+    saved = open_checkpoint(path)
+    if not saved.masks:
+        raise CheckpointError(f"{path}: expected a checkpoint with masks, got a dense one. Give one of a pruned level.")
+    return saved
+
+
+def _hold_against(
+    masks: dict[str, Tensor], weights: dict[str, Tensor], is_exact: bool
+) -> tuple[dict[str, bool], list[str]]:
+    """Compare weights with masks.
+
+    Returns:
+        By the name of each weight that belongs to a mask, whether they agree; and the faults.
+    """
+    agrees: dict[str, bool] = {}
+    faults: list[str] = []
+    for name, mask in masks.items():
+        weight = weights.get(name)
+        if weight is not None:
+            fault = _mask_fault(name, weight, mask, is_exact)
+            agrees[name] = fault is None
+            faults += [] if fault is None else [fault]
+            continue
+        copies = [other for other, weight in weights.items() if _mask_fault(other, weight, mask, is_exact) is None]
+        agrees |= dict.fromkeys(copies, True)
+        if not copies:
+            faults.append(
+                f"{name}: expected a weight with its zeros, got none of shape {tuple(mask.shape)} that has them"
+            )
+    return agrees, faults
+
+
+def _mask_fault(name: str, weight: Tensor, mask: Tensor, is_exact: bool) -> str | None:
+    """Return where a weight is not zero (`is_exact`: not +0.0) though its mask prunes it; None where all is."""
+    if weight.shape != mask.shape:
+        return f"{name}: expected the shape {tuple(mask.shape)} of its mask, got {tuple(weight.shape)}"
+    pruned = weight[~mask]
+    is_wrong = pruned != 0
+    if is_exact:
+        is_wrong |= torch.signbit(pruned)
+    wrong = int(is_wrong.sum())
+    zero = "+0.0" if is_exact else "zero"
+    return f"{name}: expected {zero} at {pruned.numel()} pruned places, got another value at {wrong}" if wrong else None
+
+
+def _own_faults(saved: SavedDetector, counts: Sequence[TensorCount]) -> list[str]:
+    """Return what is not as recipe and record of a checkpoint or compact file say."""
+    sparsity = saved.recipe.sparsity
+    if not saved.masks or sparsity is None:
+        return []
+    faults = [
+        f"{count.name}: expected at least {expected} zeros, got {count.num_zeros}"
+        for count in counts
+        if count.num_zeros < (expected := saved.num_pruned.get(count.name, 0))
     ]
-    expected = round(target * sum(layer.numel for layer in layers))
-    pruned = sum(int((~mask).sum()) for mask in saved.masks.values())
+    if sparsity.pattern.type in ("n_m", "n_m_2d"):
+        faults += _pattern_faults(saved)
+    elif sparsity.pattern.type == "unstructured" and sparsity.budget == "weights" and sparsity.compensate:
+        faults += _count_faults(saved, counts)
+    return faults
+
+
+def _count_faults(saved: SavedDetector, counts: Sequence[TensorCount]) -> list[str]:
+    assert saved.recipe.sparsity is not None
+    counted = [count for count in counts if saved.recipe.sparsity.scope == "all" or count.name in saved.masks]
+    expected = round(saved.recipe.target_sparsities[saved.level] * sum(count.numel for count in counted))
+    pruned = sum(saved.num_pruned.values())
     return [f"masks: expected exactly {expected} pruned weights, got {pruned}"] if pruned != expected else []
 
 
-def _pattern_faults(saved: SavedDetector, parameters: dict[str, Tensor]) -> list[str]:
+def _pattern_faults(saved: SavedDetector) -> list[str]:
     assert saved.recipe.sparsity is not None
     pattern = saved.recipe.sparsity.pattern
+    parameters = dict(saved.model.named_parameters())
     n, m = (pattern.n, pattern.m) if pattern.type == "n_m" else (2, 4)
     violations = {name: check_n_m(parameters[name].detach(), n, m) for name in saved.masks}
     if pattern.type == "n_m_2d":  # along output channels too
@@ -114,3 +246,20 @@ def _pattern_faults(saved: SavedDetector, parameters: dict[str, Tensor]) -> list
         for name, count in violations.items()
         if count
     ]
+
+
+def _sparsity(counts: Sequence[TensorCount]) -> float:
+    return sum(count.num_zeros for count in counts) / max(sum(count.numel for count in counts), 1)
+
+
+def _row(count: TensorCount, agrees: bool | None) -> dict[str, Any]:
+    return {
+        "name": count.name,
+        "shape": list(count.shape),
+        "num_weights": count.numel,
+        "num_zeros": count.num_zeros,
+        "sparsity": count.sparsity,
+        "violations_of_2_4": count.n_m_violations,
+        "dead_channels": count.num_dead_channels,
+        "agrees_with_mask": agrees,
+    }

@@ -4,7 +4,14 @@ import sys
 
 import typer
 
-from sparsedet.cli import checkpoint_commands, config_commands, data_commands, inspect_commands, run_commands
+from sparsedet.cli import (
+    checkpoint_commands,
+    config_commands,
+    data_commands,
+    export_commands,
+    inspect_commands,
+    run_commands,
+)
 
 app = typer.Typer(
     help="Sparse object detectors: train, prune, evaluate and compare AP versus sparsity.",
@@ -15,6 +22,7 @@ app = typer.Typer(
 )
 run_commands.add_to(app)
 inspect_commands.add_to(app)
+export_commands.add_to(app)
 app.add_typer(checkpoint_commands.app, name="checkpoint")
 app.add_typer(config_commands.app, name="config")
 app.add_typer(data_commands.app, name="data")

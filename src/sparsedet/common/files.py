@@ -32,6 +32,12 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
         ) from error
 
 
+def require_new(path: Path, force: bool) -> None:
+    """Raise StorageError where there is a file at `path` already, unless it may be overwritten (`force`)."""
+    if path.exists() and not force:
+        raise StorageError(f"{path}: expected a new file, got one that exists. Choose another name, or use --force.")
+
+
 def write_text(path: Path, text: str) -> None:
     """Write `text` as UTF-8, atomically."""
     write_atomically(path, lambda stream: stream.write(text.encode()))

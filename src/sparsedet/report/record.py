@@ -38,7 +38,10 @@ class Record(ConfigModel):
         num_macs: MACs of the dense network for one image.
         num_parameters: conv/linear weights and all other parameters.
         num_nonzero: those of them that are not zero.
+        size_bytes_dense: bytes of the weights and buffers as they are; None in records of older versions.
+        size_bytes_sparse: bytes of the compact file that gives back the same bits; None in records of older versions.
         ap_after_pruning: AP right after the masks were made, before any training with them.
+        ap_after_reestimation: AP after that, with statistics of batch norms estimated anew; None where they were not.
         metrics: the 12 COCO numbers in [0, 1] by the names `ap`, `ap50` …; -1 where COCO defines none.
         loss: mean training loss of the last logged steps; None where it is not finite or nothing was trained.
         steps: optimizer updates of this level.
@@ -67,7 +70,10 @@ class Record(ConfigModel):
     num_macs: Count
     num_parameters: Count
     num_nonzero: Count
+    size_bytes_dense: Count | None = None
+    size_bytes_sparse: Count | None = None
     ap_after_pruning: Annotated[float, Field(ge=-1, le=1)] | None = None
+    ap_after_reestimation: Annotated[float, Field(ge=-1, le=1)] | None = None
     metrics: dict[str, Annotated[float, Field(ge=-1, le=1)]]
     loss: float | None = None
     steps: Count

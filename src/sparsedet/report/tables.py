@@ -42,6 +42,11 @@ def share_text(value: float | None, decimals: int = 2) -> str:
     return "" if value is None else f"{100 * value:.{decimals}f}%"
 
 
+def megabytes_text(num_bytes: int | None) -> str:
+    """Bytes as megabytes (1e6 bytes); empty for None."""
+    return "" if num_bytes is None else f"{num_bytes / 1e6:.2f}"
+
+
 def sparsity_name(sparsity: float) -> str:
     """Name of a level by the sparsity asked for: ``30%``, ``87.5%``."""
     return f"{100 * sparsity:.6g}%"
@@ -125,7 +130,8 @@ def detail_table(run: Run) -> Table:
     """One row per record: asked, allocated and measured sparsity, accuracy, cost, and the published value."""
     header: tuple[str, ...] = (
         "experiment", "asked", "allocated", "measured", "measured in chosen", "AP after pruning", "AP",
-        "AP50", "MACs kept", "parameters", "not zero", "steps", "seconds", "published AP", "difference",
+        "AP50", "MACs kept", "parameters", "not zero", "MB dense", "MB compact", "steps", "seconds", "published AP",
+        "difference",
     )  # fmt: skip
     if all(record.published_ap is None for record in run.records):
         header = header[:-2]
@@ -156,6 +162,8 @@ def _detail_row(name: str, record: Record) -> tuple[str, ...]:
         share_text(record.macs_kept, 1),
         f"{record.num_parameters:,}",
         f"{record.num_nonzero:,}",
+        megabytes_text(record.size_bytes_dense),
+        megabytes_text(record.size_bytes_sparse),
         f"{record.steps:,}",
         f"{record.seconds:.1f}",
         ap_text(record.published_ap),
@@ -200,6 +208,8 @@ def notes(run: Run) -> tuple[str, ...]:
         "Sparsity is the share of zeros: asked for, held by the masks (allocated), and counted (measured) in "
         "all conv and linear weights and in those chosen for pruning.",
         "MACs kept is the share of the dense network's multiply-accumulates whose weight is not zero.",
+        "MB (1e6 bytes) are those of all weights and buffers as they are, and of the file that holds the same bits "
+        "without the zeros.",
     ]
     unfinished = [experiment.name for experiment in run.experiments if not experiment.is_finished]
     if unfinished:

@@ -14,14 +14,17 @@ from sparsedet.sparsity.allocation import (
     SensitivityCurves,
     Uniform,
 )
+from sparsedet.sparsity.batch_norm import reestimate_batch_norm
+from sparsedet.sparsity.calibration import Calibration
 from sparsedet.sparsity.config import SparsityConfig
-from sparsedet.sparsity.criteria import CRITERIA, Criterion, Magnitude
+from sparsedet.sparsity.criteria import CRITERIA, Activation, Criterion, Gradient, Magnitude, Obc, Random
 from sparsedet.sparsity.followers import DeadChannels
 from sparsedet.sparsity.limits import Limit
 from sparsedet.sparsity.measure import LayerMeasurement, Measurement, measure
 from sparsedet.sparsity.patterns import NM, NM2D, PATTERNS, Block, Channel, Pattern, Unstructured, check_n_m
+from sparsedet.sparsity.permutation import PermutationReport, PermutedGroup, permute_channels
 from sparsedet.sparsity.profile import Profile, profile_model
-from sparsedet.sparsity.schedules import SCHEDULES, LevelWise, OneShot, Schedule
+from sparsedet.sparsity.schedules import SCHEDULES, Cubic, Dynamic, LevelWise, OneShot, Schedule
 from sparsedet.sparsity.sensitivity import measure_sensitivity
 from sparsedet.sparsity.sparsifier import Sparsifier
 from sparsedet.sparsity.targets import Selected, Targets
@@ -33,23 +36,32 @@ __all__ = [
     "NM2D",
     "PATTERNS",
     "SCHEDULES",
+    "Activation",
     "Allocation",
     "Block",
+    "Calibration",
     "Channel",
     "Criterion",
+    "Cubic",
     "DeadChannels",
+    "Dynamic",
     "Energy",
     "Erk",
     "Global",
+    "Gradient",
     "Lamp",
     "LayerMeasurement",
     "LevelWise",
     "Limit",
     "Magnitude",
     "Measurement",
+    "Obc",
     "OneShot",
     "Pattern",
+    "PermutationReport",
+    "PermutedGroup",
     "Profile",
+    "Random",
     "Schedule",
     "Selected",
     "Sensitivity",
@@ -62,5 +74,7 @@ __all__ = [
     "check_n_m",
     "measure",
     "measure_sensitivity",
+    "permute_channels",
     "profile_model",
+    "reestimate_batch_norm",
 ]

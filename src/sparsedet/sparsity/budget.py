@@ -104,7 +104,7 @@ class Budget:
             ScoredTensor(
                 part.weight.name,
                 tuple(part.weight.tensor.shape),
-                partial(scores, part.weight),
+                partial(scores, part.weight) if self._allocation.needs_scores else None,
                 num_pruned=num_pruned.get(part.weight.name, 0),
                 lowest=part.lowest,
                 highest=part.highest,

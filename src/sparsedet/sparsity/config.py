@@ -10,14 +10,26 @@ from sparsedet.common.errors import ConfigError
 from sparsedet.sparsity.allocation import Allocation, Lamp
 from sparsedet.sparsity.criteria import Criterion, Magnitude
 from sparsedet.sparsity.limits import Limits
-from sparsedet.sparsity.patterns import Pattern, Unstructured
-from sparsedet.sparsity.schedules import Schedule
+from sparsedet.sparsity.patterns import NM, Pattern, Unstructured
+from sparsedet.sparsity.schedules import MaskUpdate, Schedule
 from sparsedet.sparsity.targets import PREDICTION, Targets
+
+ZEROS_ANYWHERE = ("unstructured", "n_m", "n_m_2d")
+"""Patterns that hold with more zeros than they ask for, wherever these stand."""
 
 
 def _default_allocation(values: dict[str, Any]) -> Lamp | None:
     pattern = values.get("pattern")
     return Lamp() if pattern is None or pattern.fixed_sparsity is None else None
+
+
+def _default_update(values: dict[str, Any]) -> MaskUpdate:
+    schedule = values.get("schedule")
+    return "once" if schedule is None else schedule.mask_update
+
+
+def _default_interval(values: dict[str, Any]) -> int | None:
+    return 100 if values.get("mask_update") == "every_k_steps" else None
 
 
 class SparsityConfig(ConfigModel):
@@ -40,6 +52,14 @@ class SparsityConfig(ConfigModel):
             chosen weight gets what the allocation would give it if nothing were left out, and the total falls
             short. For `uniform` that is the target itself, which is what MSBench does (``prun_algo: 0``).
         limits: least, greatest or fixed sparsity of single weights, see `limits`.
+        mask_update: when masks are made anew: ``once``, when the only level begins; ``per_level``, when each does; or
+            ``every_k_steps`` within levels too, for schedules that do so by themselves, and for all with
+            `keep_pruned_values`. Default: as the schedule does.
+        update_interval: the k of ``every_k_steps``; default 100, null otherwise.
+        keep_pruned_values: soft masks. The value that a weight had when it was pruned is kept aside; new masks are
+            chosen by these values, and a weight that comes back has its own. See `Sparsifier.attach`.
+        keep_zeros: begin with masks of the zeros that the chosen weights hold already, to go on from a sparse
+            checkpoint; see `Sparsifier.masks_from_zeros_`.
         input_shape: shape of one example input, such as (1, 3, 800, 1333), for MACs, stride groups and
             ``preset:prediction``.
     """
@@ -53,6 +73,10 @@ class SparsityConfig(ConfigModel):
     budget: Literal["weights", "macs"] = "weights"
     compensate: bool = True
     limits: Limits = Field(default_factory=dict)
+    mask_update: MaskUpdate = Field(default_factory=_default_update)
+    update_interval: Annotated[int, Field(ge=1)] | None = Field(default_factory=_default_interval)
+    keep_pruned_values: bool = False
+    keep_zeros: bool = False
     input_shape: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)] | None = None
 
     @model_validator(mode="after")
@@ -93,6 +117,67 @@ class SparsityConfig(ConfigModel):
             )
         return self
 
+    @model_validator(mode="after")
+    def _check_updates(self) -> Self:
+        schedule, num_levels = self.schedule, len(self.schedule.target_sparsities)
+        is_every = self.mask_update == "every_k_steps"
+        if schedule.changes_within_levels and not is_every:
+            raise ConfigError(
+                f"mask_update: expected 'every_k_steps' with the schedule '{schedule.type}', which changes masks in "
+                f"its level, got '{self.mask_update}'. Remove the key."
+            )
+        if self.mask_update == "once" and num_levels > 1:
+            raise ConfigError(
+                f"mask_update: expected 'per_level' with {num_levels} levels, got 'once'. Use the schedule one_shot."
+            )
+        if is_every and not schedule.changes_within_levels and not self.keep_pruned_values:
+            raise ConfigError(
+                "mask_update: expected 'once' or 'per_level' where pruned weights stay zero, since a new mask would be "
+                "the old one, got 'every_k_steps'. Set keep_pruned_values: true, or use the schedule dynamic."
+            )
+        if is_every != (self.update_interval is not None):
+            raise ConfigError(
+                f"update_interval: expected a number of steps with mask_update 'every_k_steps', otherwise null, got "
+                f"{self.update_interval} with '{self.mask_update}'. Correct one of the two keys."
+            )
+        if self.keep_pruned_values and not is_every and num_levels == 1:
+            raise ConfigError(
+                "keep_pruned_values: expected false where masks are made once, since nothing reads the values, got "
+                "true. Set mask_update: every_k_steps."
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_patterns(self) -> Self:
+        schedule, pattern = self.schedule, self.pattern
+        if schedule.changes_within_levels and pattern.fixed_sparsity is not None:
+            raise ConfigError(
+                f"schedule: expected one_shot or level_wise with the pattern {pattern.label}, which leaves no other "
+                f"sparsity and no place to grow, got '{schedule.type}'. Change one of the two."
+            )
+        if (schedule.grows or self.keep_pruned_values) and pattern.kills_channels:
+            key = "schedule" if schedule.grows else "keep_pruned_values"
+            raise ConfigError(
+                f"{key}: expected pruned weights that stay so with the pattern {pattern.label}, since what follows a "
+                "dead channel is zeroed with it, got weights that come back. Use another pattern or schedule."
+            )
+        if self.keep_pruned_values and (schedule.grows or self.keep_zeros):
+            raise ConfigError(
+                "keep_pruned_values: expected false with keep_zeros and with the schedule dynamic, whose weights come "
+                "back as zero, got true. Remove one of the keys."
+            )
+        if self.keep_pruned_values and self.criterion.updates_weights:
+            raise ConfigError(
+                f"keep_pruned_values: expected false with the criterion '{self.criterion.type}', which changes the "
+                "weights that stay, got true. Remove one of the keys."
+            )
+        if self.keep_zeros and pattern.type not in ZEROS_ANYWHERE:
+            raise ConfigError(
+                f"keep_zeros: expected false with the pattern {pattern.label}, whose zeros come in larger units, got "
+                "true. Use the pattern unstructured or N:M."
+            )
+        return self
+
     @property
     def needs_profile(self) -> str | None:
         """What needs a forward pass on example inputs; None: nothing."""
@@ -102,6 +187,8 @@ class SparsityConfig(ConfigModel):
             return "the budget 'macs'"
         if self.pattern.kills_channels:
             return f"the pattern '{self.pattern.type}'"
+        if isinstance(self.pattern, NM) and self.pattern.permute:
+            return "pattern.permute"
         return f"'{PREDICTION}'" if self.needs_predictions else None
 
     @property

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from sparsedet.sparsity.distributed import whole
 from sparsedet.sparsity.profile import run_once
 from sparsedet.sparsity.weights import Weight, find_weights, unwrap
 
@@ -76,7 +77,7 @@ def count_dead_channels(weights: Iterable[Weight], followers: Collection[Followe
         DeadChannels(
             name=weight.name,
             num_channels=weight.tensor.shape[0],
-            num_dead=int((weight.tensor.detach().flatten(1) == 0).all(1).sum()),
+            num_dead=int((whole(weight.tensor).detach().flatten(1) == 0).all(1).sum()),
             zeroed=tuple(follower.name for follower in followers if weight.name in follower.weights),
         )
         for weight in weights

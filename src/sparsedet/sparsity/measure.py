@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from sparsedet.sparsity.distributed import whole
 from sparsedet.sparsity.profile import Profile
 from sparsedet.sparsity.weights import find_weights, unwrap
 
@@ -67,7 +68,7 @@ def measure(
     profile: Profile | None = None,
     reasons: dict[str, str] | None = None,
 ) -> Measurement:
-    """Count the zeros of a model.
+    """Count the zeros of a model; of one that processes share (FSDP2), in all of them at once.
 
     Args:
         model: any module; nothing in it changes.
@@ -78,7 +79,7 @@ def measure(
     layers = []
     for weight in find_weights(model):
         numel = weight.tensor.numel()
-        num_zeros = numel - int(torch.count_nonzero(weight.tensor))
+        num_zeros = numel - int(torch.count_nonzero(whole(weight.tensor)))
         sparsity = num_zeros / max(numel, 1)
         layers.append(
             LayerMeasurement(
@@ -102,7 +103,7 @@ def measure(
         macs_kept=None if profile is None else macs_kept,
         num_macs=None if profile is None else num_macs,
         num_parameters=sum(parameter.numel() for parameter in parameters),
-        num_nonzero=sum(int(torch.count_nonzero(parameter)) for parameter in parameters),
+        num_nonzero=sum(int(torch.count_nonzero(whole(parameter))) for parameter in parameters),
         layers=tuple(layers),
     )
 

@@ -2,8 +2,8 @@
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from sparsedet.common.errors import ConfigError
+from sparsedet.sparsity.undisturbed import undisturbed
 from sparsedet.sparsity.weights import ATTENTION_PROJECTIONS, TRANSPOSED, Weight, find_weights, unwrap
 
 _FUNCTIONS: dict[Callable[..., Tensor], bool] = {
@@ -173,7 +174,7 @@ def run_once(model: nn.Module, example_inputs: tuple[Any, ...], run: Callable[..
         ConfigError: the forward pass fails on these inputs.
     """
     plain = unwrap(model)
-    with _in_eval_mode(plain), torch.random.fork_rng(_cuda_devices(plain)), _uncompiled():
+    with undisturbed(plain):
         try:
             (run or plain)(*example_inputs)
         except Exception as error:  # whatever the model of a user raises
@@ -181,29 +182,3 @@ def run_once(model: nn.Module, example_inputs: tuple[Any, ...], run: Callable[..
                 "example_inputs: expected inputs that the model's forward accepts, "
                 f"got {type(error).__name__}: {error}. Correct sparsity.input_shape, or pass example_inputs."
             ) from error
-
-
-@contextmanager
-def _in_eval_mode(model: nn.Module) -> Iterator[None]:
-    flags = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in flags:
-            module.training = training
-
-
-@contextmanager
-def _uncompiled() -> Iterator[None]:
-    """Compiled parts of a model would not call hooks that were added later."""
-    set_stance = getattr(torch.compiler, "set_stance", None)  # since torch 2.6
-    with ExitStack() as stack:
-        if set_stance is not None:
-            stack.enter_context(set_stance("force_eager"))
-        yield
-
-
-def _cuda_devices(model: nn.Module) -> list[int]:
-    devices = {parameter.device for parameter in model.parameters()}
-    return sorted({device.index or 0 for device in devices if device.type == "cuda"})

@@ -7,13 +7,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from sparsedet.common.config import dump
 from sparsedet.common.errors import CheckpointError, ConfigError
 from sparsedet.common.files import write_json
 from sparsedet.sparsity.allocation.selection import max_zeros
 from sparsedet.sparsity.allocation.sensitivity import Point, SensitivityCurves
+from sparsedet.sparsity.calibration import Calibration
 from sparsedet.sparsity.criteria import Criterion, Magnitude
 from sparsedet.sparsity.masks import Mask
 from sparsedet.sparsity.patterns import Unstructured
@@ -30,6 +31,7 @@ def measure_sensitivity(
     sparsities: Sequence[float] = DEFAULT_SPARSITIES,
     cache: Path | None = None,
     criterion: Criterion | None = None,
+    calibration: Calibration | None = None,
 ) -> SensitivityCurves:
     """Measure `metric` with each chosen weight pruned alone to each of `sparsities`.
 
@@ -43,9 +45,10 @@ def measure_sensitivity(
         targets: which weights; default all.
         sparsities: of each curve, in (0, 1].
         cache: JSON file that every measurement is written to and that is read first, so that an interrupted or
-            extended run measures only what is missing. It must be of the same weights and criterion; that the
-            metric is the same cannot be checked.
-        criterion: which entries of a weight go first; default magnitude.
+            extended run measures only what is missing. It must be of the same weights and criterion; that metric
+            and calibration data are the same cannot be checked.
+        criterion: which entries of a weight go first; default magnitude. `obc` is refused.
+        calibration: data, if the criterion looks at some.
 
     Returns:
         All measurements of the file, also of sparsities that are not asked for any more.
@@ -69,6 +72,13 @@ def measure_sensitivity(
     weights = find_weights(model)
     rows = (targets or Targets()).select(weights, Unstructured())
     chosen = [weight for weight, row in zip(weights, rows, strict=True) if row.chosen]
+    criterion.check(chosen, calibration)
+    if criterion.updates_weights:
+        raise ConfigError(
+            f"criterion: expected one that leaves the other weights as they are, got '{criterion.type}'. "
+            "Use 'magnitude'."
+        )
+    statistics = {} if calibration is None else criterion.statistics(model, chosen, calibration)
     fingerprint = _fingerprint(chosen, criterion)
     found = SensitivityCurves.load(cache) if cache is not None and cache.exists() else None
     if found is not None and found.fingerprint != fingerprint:
@@ -83,20 +93,20 @@ def measure_sensitivity(
     for weight in chosen:
         for sparsity in sparsities:
             if all(point.target_sparsity != sparsity for point in result.curves[weight.name]):
-                result.curves[weight.name].append(_measure(model, weight, sparsity, metric, criterion))
+                scores = criterion.scores(weight.tensor, weight.name, statistics.get(weight.name)).cpu().contiguous()
+                result.curves[weight.name].append(_measure(model, weight, sparsity, metric, scores))
                 if cache is not None:
                     write_json(cache, dump(result))
     return result
 
 
 def _measure(
-    model: nn.Module, weight: Weight, sparsity: float, metric: Callable[[nn.Module], float], criterion: Criterion
+    model: nn.Module, weight: Weight, sparsity: float, metric: Callable[[nn.Module], float], scores: Tensor
 ) -> Point:
     tensor = weight.tensor.detach()
     before = tensor.clone()
     num_zeros = min(round(sparsity * tensor.numel()), max_zeros(tensor.numel()))
     try:
-        scores = criterion.scores(tensor).cpu().contiguous()
         Mask.of(Unstructured().mask(scores, num_zeros)).apply_(tensor)
         measured = 1 - int(tensor.count_nonzero()) / tensor.numel()
         value = _value(metric, model, f"'{weight.name}' pruned to {sparsity:g}")

@@ -1,24 +1,27 @@
 """The sparsifier: masks beside a model, exact zeros in its weights, whatever optimizer trains it."""
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
-from weakref import WeakKeyDictionary
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
-from sparsedet.common.errors import CheckpointError, ConfigError
-from sparsedet.sparsity.allocation.selection import not_finite
+from sparsedet.common.errors import ConfigError, UnreachableTargetError
 from sparsedet.sparsity.budget import Budget
-from sparsedet.sparsity.config import SparsityConfig
-from sparsedet.sparsity.followers import DeadChannels, Follower, count_dead_channels, find_followers, named_tensors
-from sparsedet.sparsity.masks import Mask
+from sparsedet.sparsity.calibration import Calibration
+from sparsedet.sparsity.config import ZEROS_ANYWHERE, SparsityConfig
+from sparsedet.sparsity.distributed import whole
+from sparsedet.sparsity.followers import DeadChannels, Follower, count_dead_channels, find_followers
+from sparsedet.sparsity.hooks import Hooks
+from sparsedet.sparsity.mask_maker import MaskMaker
+from sparsedet.sparsity.masked import MaskedTensors
 from sparsedet.sparsity.measure import Measurement, measure
+from sparsedet.sparsity.patterns import NM
+from sparsedet.sparsity.permutation import PermutationReport, check_fresh, permute_channels
 from sparsedet.sparsity.predictions import find_predictions
 from sparsedet.sparsity.profile import profile_model
+from sparsedet.sparsity.schedules import Change
 from sparsedet.sparsity.weights import Weight, find_weights, unwrap
 
 
@@ -26,7 +29,8 @@ class Sparsifier:
     """Prunes a model by a schedule and keeps it pruned.
 
     The model stays what it was: no layer is swapped, `state_dict` keys do not change, and copies of the model
-    hold the zeros. The masks of a level contain those of earlier levels, and stay fixed until the next level.
+    hold the zeros. The zeros of a level are among those of later levels, and stay fixed until the next level,
+    unless the schedule or `SparsityConfig.keep_pruned_values` says otherwise.
 
     Args:
         model: any module; wrappers (DDP, torch.compile) are seen through.
@@ -34,18 +38,22 @@ class Sparsifier:
         example_inputs: positional arguments of the model's forward, for MACs and stride groups; default one
             zero tensor of ``config.input_shape``, if that is given.
         run: called with them in the place of the forward, for models whose forward leaves layers out.
+        calibration: data for a criterion that looks at some, which it does whenever masks are made.
 
     Attributes:
         config: as given.
         selection: one row for each conv and linear weight: chosen or not, and why.
         profile: MACs and input sizes; None without example inputs.
         level: level of the current masks; None before the first.
+        target_sparsity: what the current masks were made for; within a level the cubic schedule asks for less than at
+            its end. None before the first.
 
     Raises:
         TargetMatchError: a pattern of the targets matches no weight, or none is chosen.
         UnsupportedShapeError: a weight named exactly cannot be served by the pattern.
         UnreachableTargetError: a target cannot be met with the chosen weights.
-        ConfigError: something needs example inputs and there are none, or the model cannot run on them.
+        ConfigError: something needs example inputs or calibration data and there are none, or the model cannot run
+            on them.
 
     Example:
         >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 4))
@@ -67,9 +75,12 @@ class Sparsifier:
         config: SparsityConfig,
         example_inputs: tuple[Any, ...] | None = None,
         run: Callable[..., object] | None = None,
+        calibration: Calibration | None = None,
     ) -> None:
         self.config = config
         self.level: int | None = None
+        self.target_sparsity: float | None = None
+        self._updated_at: int | None = None
         self._model = unwrap(model)
         weights = find_weights(self._model)
         example_inputs = self._example_inputs(example_inputs)
@@ -80,16 +91,22 @@ class Sparsifier:
         self.selection = config.targets.select(weights, config.pattern, predictions)
         rows = zip(weights, self.selection, strict=True)
         self._chosen: dict[str, Weight] = {weight.name: weight for weight, row in rows if row.chosen}
+        config.criterion.check(tuple(self._chosen.values()), calibration)
         self._followers: dict[str, Follower] = {}
         if example_inputs is not None and config.pattern.kills_channels:
             found = find_followers(self._model, self._chosen, example_inputs, run)
             self._followers = {follower.name: follower for follower in found}
-        self._masks: dict[str, Mask] = {}
-        self._step_hooks: WeakKeyDictionary[torch.optim.Optimizer, RemovableHandle] = WeakKeyDictionary()
-        self._gradient_hooks: dict[str, RemovableHandle] = {}
-        self._budget: Budget | None = None
+        self._masked = MaskedTensors(self._chosen, self._followers, config.keep_pruned_values)
+        self._hooks = Hooks(self._masked)
+        self._permute: Callable[[], PermutationReport] | None = None
+        if example_inputs is not None and isinstance(config.pattern, NM) and config.pattern.permute:
+            self._permute = partial(permute_channels, self._model, example_inputs, config.pattern, run, self._chosen)
+        budget = None
         if config.allocation is not None:
-            self._budget = Budget(config, config.allocation, weights, self.selection, self.profile, predictions)
+            budget = Budget(config, config.allocation, weights, self.selection, self.profile, predictions)
+        # What is left out has a score too where nothing is made up for.
+        scored = weights if config.allocation and not config.compensate else tuple(self._chosen.values())
+        self._maker = MaskMaker(config, self._model, scored, self._masked, budget, calibration)
 
     # --- schedule -------------------------------------------------------------------------------------------
 
@@ -105,23 +122,37 @@ class Sparsifier:
         return self.config.schedule.boundaries(total_steps)
 
     def before_step(self, step: int, total_steps: int) -> bool:
-        """Prune if `step` has reached a new level; call it before the forward pass of every step.
+        """Prune if `step` has reached a new level or another change; call it before the forward pass of every step.
 
         Returns:
             Whether new masks were made.
         """
-        level = sum(start <= step for start in self.boundaries(total_steps)) - 1
-        if self.level is not None and self.level >= level:
-            return False
-        self.prune_(level)
-        return True
+        schedule, interval = self.config.schedule, self.config.update_interval
+        change = schedule.change(step, total_steps, interval)
+        is_new = False
+        if self._is_due(change, total_steps):
+            same_level = self.level == change.level
+            is_new = (
+                self._swap_(change.swap) if change.swap and same_level else self._prune_to(change.level, change.target)
+            )
+            self._updated_at = change.step
+        upcoming = schedule.change(step + 1, total_steps, interval)
+        self._masked.collects = upcoming.swap > 0 and upcoming.step == step + 1 < total_steps
+        self._masked.gradients.clear()
+        return is_new
+
+    def _is_due(self, change: Change, total_steps: int) -> bool:
+        if self.level is None or change.level != self.level:
+            return self.level is None or change.level > self.level
+        made_at = self._updated_at if self._updated_at is not None else self.boundaries(total_steps)[self.level]
+        return change.step > made_at
 
     # --- masks ----------------------------------------------------------------------------------------------
 
     @property
     def masks(self) -> dict[str, Tensor]:
         """Bool mask by full name of the weight, True = keep; empty before the first level. Read only."""
-        return {name: mask.keep for name, mask in self._masks.items() if name in self._chosen}
+        return self._masked.keeps
 
     def allocate(self, level: int) -> dict[str, float]:
         """Return the sparsity that each chosen weight would get at `level`; nothing changes."""
@@ -130,10 +161,13 @@ class Sparsifier:
     def allocate_levels(self, levels: Sequence[int] | None = None) -> list[dict[str, float]]:
         """Return `allocate` of several levels (default all) for little more than the cost of one."""
         every_level = range(len(self.target_sparsities)) if levels is None else levels
+        targets = [self.target_sparsities[level] for level in every_level]
         sizes = [weight.tensor.numel() for weight in self._chosen.values()]
+        with self._masked.dense():
+            every_count = self._maker.counts(targets)
         return [
             {name: count / size for name, count, size in zip(self._chosen, counts, sizes, strict=True)}
-            for counts in self._counts(every_level)
+            for counts in every_count
         ]
 
     @torch.no_grad()
@@ -150,18 +184,59 @@ class Sparsifier:
                 f"level: expected {self.level or 0} (pruned so far) to {last} (the last), got {level}. "
                 "To go back, start from an earlier checkpoint."
             )
-        if level != self.level:
-            (counts,) = self._counts([level])
-            for (name, weight), count in zip(self._chosen.items(), counts, strict=True):
-                scores = self._scores(weight)
-                if name in self._masks:  # what is pruned goes first again
-                    scores = torch.where(self._masks[name].keep.to(scores.device), scores, -1.0)
-                self._masks[name] = Mask.of(self.config.pattern.mask(scores, count))
-            self.level = level
-            self._mask_followers()
+        target = self.target_sparsities[level]
+        if (level, target) != (self.level, self.target_sparsity) and self._prune_to(level, target):
+            self._updated_at = None
+            return
         self.apply_()
-        for optimizer in self._step_hooks:
-            self._clear_state_(optimizer)
+        if not self.config.keep_pruned_values:
+            for optimizer in self._hooks.optimizers:
+                self._masked.clear_state_(optimizer, self._masked.masks)
+
+    def permute_(self) -> PermutationReport | None:
+        """Reorder channels so that more is kept, if ``pattern.permute`` asks for it and there are no masks yet.
+
+        Done by itself before the first masks are made. Call it earlier if copies of the weights, such as an average,
+        are made before: they do not follow.
+
+        Returns:
+            What was moved, see `permute_channels`; None: there was nothing to do.
+
+        Raises:
+            ConfigError: an attached optimizer has state, which does not follow.
+        """
+        if self._permute is None or self._masked.masks:
+            return None
+        check_fresh(self._hooks.optimizers)
+        report, self._permute = self._permute(), None
+        return report
+
+    def masks_from_zeros_(self) -> None:
+        """Make masks of the zeros that the chosen weights hold now, to go on from a sparse checkpoint.
+
+        They stay pruned in what follows: levels of the schedule add to them, and a target below them is an error.
+
+        Raises:
+            ConfigError: zeros of the pattern come in larger units, or pruned values are kept.
+        """
+        if self.config.pattern.type not in ZEROS_ANYWHERE or self.config.keep_pruned_values:
+            raise ConfigError(
+                f"masks_from_zeros_: expected the pattern unstructured or N:M and fixed masks, got "
+                f"{self.config.pattern.label} with keep_pruned_values {self.config.keep_pruned_values}. "
+                "Continue with such a configuration."
+            )
+        self.permute_()
+        self._set_masks_({name: whole(weight.tensor).detach() != 0 for name, weight in self._chosen.items()})
+
+    def check_ranks(self) -> None:
+        """Compare the masks with those of the other processes of torch.distributed; each of them has to call it.
+
+        Done by itself whenever masks are made.
+
+        Raises:
+            SparseDetError: a mask differs; the message names the weight.
+        """
+        self._masked.check_ranks()
 
     def apply_(self, model: nn.Module | None = None) -> None:
         """Set every pruned weight to +0.0, whatever stands there.
@@ -170,15 +245,7 @@ class Sparsifier:
             model: another module with the same parameter names, such as an averaged copy; default the pruned
                 model.
         """
-        if model is None:
-            for name, mask in self._masks.items():
-                mask.apply_(self._tensor(name))
-            return
-        others = {weight.name: weight.tensor for weight in find_weights(model)}
-        if self._followers:
-            others = named_tensors(model) | others
-        for name, mask in self._masks.items():
-            mask.apply_(others[name])
+        self._masked.apply_(model)
 
     def measure(self, model: nn.Module | None = None) -> Measurement:
         """Count the zeros that are in the weights now.
@@ -200,7 +267,12 @@ class Sparsifier:
         """Keep the model pruned while `optimizer` trains it; call it again for every new optimizer.
 
         After each of its steps pruned weights are set to +0.0. Gradients of pruned weights are set to zero as
-        soon as they are there, so that clipping does not count them.
+        soon as they are there, so that clipping does not count them; the dynamic schedule keeps apart what it needs.
+        The state of the optimizer is zeroed wherever a mask changes.
+
+        With `SparsityConfig.keep_pruned_values` the optimizer steps on the dense values: they stand in the weights
+        from the beginning of its step to the end, so that weight decay, and nothing else, moves the pruned ones; in
+        every forward pass they are zero. It costs one more copy of the chosen weights.
 
         Raises:
             ConfigError: the optimizer holds none of the chosen weights.
@@ -211,46 +283,30 @@ class Sparsifier:
                 f"optimizer: expected an optimizer of the pruned model, got one that holds none of its "
                 f"{len(self._chosen)} chosen weights. Build it from the parameters of the same model."
             )
-        if optimizer not in self._step_hooks:
-            self._step_hooks[optimizer] = optimizer.register_step_post_hook(lambda *_: self.apply_())
-        for name in (*self._chosen, *self._followers):
-            tensor = self._tensor(name)
-            if name not in self._gradient_hooks and tensor.requires_grad:
-                hook = self._gradient_hook(name)
-                register = tensor.register_post_accumulate_grad_hook
-                self._gradient_hooks[name] = register(hook)  # type: ignore[no-untyped-call]  # torch has no types
-        self._clear_state_(optimizer)
+        self._hooks.attach(optimizer)
+        if not self.config.keep_pruned_values:
+            self._masked.clear_state_(optimizer, self._masked.masks)
 
     def detach(self) -> None:
-        """Undo every `attach`; the weights stay as they are."""
-        for handle in (*self._step_hooks.values(), *self._gradient_hooks.values()):
-            handle.remove()
-        self._step_hooks.clear()
-        self._gradient_hooks.clear()
+        """Undo every `attach`, and let weights be loaded as they are; the masks stay, to be applied by `apply_`."""
+        self._hooks.remove()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return level and masks as plain containers and bool tensors (not copies)."""
-        return {"level": self.level, "masks": self.masks}
+        """Return what is needed to go on at any step, as plain containers and tensors (not copies)."""
+        made = {"level": self.level, "target_sparsity": self.target_sparsity, "updated_at": self._updated_at}
+        return made | self._masked.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over level and masks, and zero the weights by them.
+        """Take over what `state_dict` returned, and zero the weights by the masks.
 
         Raises:
             CheckpointError: the masks are of other weights than the chosen ones.
         """
-        expected = {name: tuple(weight.tensor.shape) for name, weight in self._chosen.items()}
-        found = {name: tuple(mask.shape) for name, mask in state["masks"].items()}
-        if state["level"] is not None and found != expected:
-            name = min(key for key in {*expected, *found} if expected.get(key) != found.get(key))
-            raise CheckpointError(
-                f"masks: expected masks of the chosen weights, got another shape or choice at '{name}': "
-                f"{found.get(name, 'none')} instead of {expected.get(name, 'none')}. "
-                "Use the model and the sparsity block that the checkpoint was made with."
-            )
-        self.level = state["level"]
-        self._masks = {name: Mask.of(keep.clone()) for name, keep in state["masks"].items()}
-        self._mask_followers()
-        self.apply_()
+        self._masked.load_state_dict(state)
+        self.level, self._updated_at = state["level"], state.get("updated_at")
+        target = None if self.level is None else self.target_sparsities[self.level]
+        self.target_sparsity = state.get("target_sparsity", target)
+        self._hooks.watch_loading()
 
     # --- parts ----------------------------------------------------------------------------------------------
 
@@ -265,49 +321,39 @@ class Sparsifier:
         return given
 
     @torch.no_grad()
-    def _scores(self, weight: Weight) -> Tensor:
-        return self.config.criterion.scores(weight.tensor).cpu().contiguous()
+    def _prune_to(self, level: int, target: float | None) -> bool:
+        """Make masks for a sparsity of `level`, unless those that are there serve it; tell whether they are new."""
+        end = self.target_sparsities[level]
+        target = end if target is None else target
+        is_soft = self.config.keep_pruned_values
+        if level == self.level and not is_soft and self.target_sparsity is not None and target <= self.target_sparsity:
+            return False
+        self.permute_()
+        if self.config.keep_zeros and not self._masked.masks:
+            self.masks_from_zeros_()
+        assert target is not None
+        with self._masked.dense():
+            try:
+                keeps = self._maker.make(target)
+            except UnreachableTargetError:
+                if target == end:
+                    raise
+                return False  # on the way there, less may be asked than is pruned already, or than limits ask for
+            self._set_masks_(keeps)
+        self.level, self.target_sparsity = level, target
+        return True
 
-    def _counts(self, levels: Sequence[int]) -> list[list[int]]:
-        """Return the number of zeros of each chosen weight, for each of `levels`."""
-        if self._budget is None:
-            fixed = self.config.pattern.fixed_sparsity
-            for name, weight in self._chosen.items():
-                if not weight.tensor.isfinite().all():
-                    raise not_finite(name)
-            return [[round(weight.tensor.numel() * (fixed or 0)) for weight in self._chosen.values()] for _ in levels]
-        num_pruned = {name: mask.keep.numel() - int(mask.keep.count_nonzero()) for name, mask in self._masks.items()}
-        targets = [self.target_sparsities[level] for level in levels]
-        return self._budget.counts(targets, self._scores_of_kept, num_pruned)
+    def _swap_(self, share: float) -> bool:
+        """Drop and grow by the gradients of the last step; tell whether there were any."""
+        if not self._masked.gradients:
+            return False
+        self._set_masks_(self._maker.grow(share))
+        return True
 
-    def _scores_of_kept(self, weight: Weight) -> NDArray[np.float32]:
-        """Return the scores of all entries, flat; 0 where pruned."""
-        scores = self._scores(weight)
-        if weight.name in self._chosen:
-            scores = self.config.pattern.pooled(scores)
-        if weight.name in self._masks:
-            self._masks[weight.name].apply_(scores)
-        return scores.numpy().reshape(-1)
-
-    def _tensor(self, name: str) -> Tensor:
-        """Return the weight or the follower of that name as it is held now."""
-        return (self._chosen.get(name) or self._followers[name]).tensor
-
-    def _mask_followers(self) -> None:
-        if self._masks:
-            self._masks |= {name: Mask.of(follower.keep(self.masks)) for name, follower in self._followers.items()}
-
-    def _gradient_hook(self, name: str) -> Callable[[Tensor], None]:
-        def zero_pruned_gradient(parameter: Tensor) -> None:
-            if name in self._masks and parameter.grad is not None:
-                self._masks[name].apply_(parameter.grad)
-
-        return zero_pruned_gradient
-
-    def _clear_state_(self, optimizer: torch.optim.Optimizer) -> None:
-        """Zero momentum and the like at pruned entries, so that they do not act if a weight comes back."""
-        for name, mask in self._masks.items():
-            parameter = self._tensor(name)
-            for value in optimizer.state.get(parameter, {}).values():
-                if isinstance(value, Tensor) and value.shape == parameter.shape and value.is_floating_point():
-                    mask.apply_(value)
+    def _set_masks_(self, keeps: Mapping[str, Tensor]) -> None:
+        optimizers = self._hooks.optimizers
+        old = self._masked.set_(keeps)
+        for places in (self._masked.unchanged(old),) if optimizers else ():
+            for optimizer in optimizers:
+                self._masked.clear_state_(optimizer, places)
+        self._hooks.watch_loading()

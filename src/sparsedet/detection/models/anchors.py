@@ -85,4 +85,4 @@ def per_anchor(x: Tensor, num_values: int) -> Tensor:
 
     The result is float32, so that autocast lowers no operation after it.
     """
-    return x.float().permute(0, 2, 3, 1).reshape(len(x), -1, num_values)
+    return x.float().permute(0, 2, 3, 1).reshape(x.shape[0], -1, num_values)  # len(x) is no symbol to an exporter

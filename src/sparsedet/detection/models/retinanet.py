@@ -76,6 +76,12 @@ class Predictions(NamedTuple):
     box_deltas: Tensor
     iou_logits: Tensor | None
 
+    @property
+    def scores(self) -> Tensor:
+        """Scores in [0, 1], shape (B, A, C)."""
+        scores = self.cls_logits.sigmoid()
+        return scores if self.iou_logits is None else scores * self.iou_logits.sigmoid()
+
 
 class RetinaNet(Detector):
     """Backbone, neck and head, and what turns their raw outputs into losses or detections.
@@ -112,7 +118,7 @@ class RetinaNet(Detector):
         """
         config = self.config
         anchors = self.anchors(outputs)
-        levels = [self._per_anchor(output) for output in outputs]
+        levels = [self.predictions(output) for output in outputs]
         assignment = config.assigner.assign(anchors, targets, config.legacy_boxes)
         matches = assignment.matches.flatten()
         positive = (matches >= 0).nonzero().squeeze(1)
@@ -150,8 +156,8 @@ class RetinaNet(Detector):
             image_sizes: (height, width) in pixels of each image without its padding.
         """
         anchors = self.anchors(outputs)
-        levels = [self._per_anchor(output) for output in outputs]
-        scores = [_scores(level) for level in levels]
+        levels = [self.predictions(output) for output in outputs]
+        scores = [level.scores for level in levels]
         return [
             self.config.post_processing.select(
                 [level[index] for level in scores],
@@ -168,7 +174,8 @@ class RetinaNet(Detector):
         maps = [output.cls_logits for output in outputs]
         return self.config.anchors.grids(maps, self.backbone.strides[0], self.config.legacy_boxes)
 
-    def _per_anchor(self, output: HeadOutput) -> Predictions:
+    def predictions(self, output: HeadOutput) -> Predictions:
+        """Return the raw predictions of a level by anchor."""
         cls_logits, box_deltas, iou_logits = output
         num_classes = self.head.num_classes
         if self.head.class_major:
@@ -192,9 +199,3 @@ class RetinaNet(Detector):
 def _join(levels: Sequence[Tensor]) -> Tensor:
     """Return the predictions (B, A, K) of all levels as one tensor (R, K), image by image."""
     return torch.cat(list(levels), dim=1).flatten(0, 1)
-
-
-def _scores(level: Predictions) -> Tensor:
-    """Return the scores of a level, shape (B, A, C)."""
-    scores = level.cls_logits.sigmoid()
-    return scores if level.iou_logits is None else scores * level.iou_logits.sigmoid()

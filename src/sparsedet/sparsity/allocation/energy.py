@@ -26,6 +26,7 @@ class Energy(ConfigModel):
     tuning: Annotated[float, Field(ge=0, lt=2.5)] = 0.5
     needs_profile: ClassVar[bool] = True
     needs_energy: ClassVar[bool] = True
+    needs_scores: ClassVar[bool] = True
 
     def key(self, tensor: TensorSummary, rank: Array, score: Array, energy_below: Array) -> Array:
         """Key = e / f (see `Keyed.key`)."""

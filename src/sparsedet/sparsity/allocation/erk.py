@@ -22,6 +22,7 @@ class Erk(ConfigModel):
     power: Annotated[float, Field(ge=0)] = 1.0
     needs_profile: ClassVar[bool] = False
     needs_energy: ClassVar[bool] = False
+    needs_scores: ClassVar[bool] = False
 
     def key(self, tensor: TensorSummary, rank: Array, score: Array, energy_below: Array) -> Array:
         """Key = 1 / eps at which half of the weight is above the density (see `Keyed.key`)."""

@@ -17,6 +17,7 @@ class Global(ConfigModel):
     type: Literal["global"] = "global"
     needs_profile: ClassVar[bool] = False
     needs_energy: ClassVar[bool] = False
+    needs_scores: ClassVar[bool] = True
 
     def key(self, tensor: TensorSummary, rank: Array, score: Array, energy_below: Array) -> Array:
         """Key = score (see `Keyed.key`)."""

@@ -21,6 +21,7 @@ class Lamp(ConfigModel):
     type: Literal["lamp"] = "lamp"
     needs_profile: ClassVar[bool] = False
     needs_energy: ClassVar[bool] = True
+    needs_scores: ClassVar[bool] = True
 
     def key(self, tensor: TensorSummary, rank: Array, score: Array, energy_below: Array) -> Array:
         """Key = the LAMP score (see `Keyed.key`)."""

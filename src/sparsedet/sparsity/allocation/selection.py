@@ -7,6 +7,7 @@ keys at the borders of the buckets bracket the threshold, and only the few weigh
 at again and sorted. The counts of the buckets serve any number of targets.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -23,6 +24,7 @@ MAX_PERCENT = 99
 """At most this share of a tensor is pruned (rounded down), so that at least one weight of each stays."""
 
 _FIRST_INFINITE = 0x7F80  # bucket of inf; NaN lies above
+_NUM_RANK_BUCKETS = 1024
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,8 @@ class ScoredTensor:
         name: full parameter name.
         shape: shape of the weight.
         scores: returns the scores of its weights, the same at every call: flat, float32, >= 0, 0 where a
-            weight is pruned already.
+            weight is pruned already. None: all are taken to be 0, and none is looked at, for allocations whose keys
+            depend on the rank alone.
         num_pruned: number of weights that are pruned already; they go first.
         lowest: number of weights that go at least.
         highest: number of weights that go at most (those that are pruned already stay so); default
@@ -100,7 +103,7 @@ class ScoredTensor:
         self,
         name: str,
         shape: tuple[int, ...],
-        scores: Scores,
+        scores: Scores | None,
         *,
         num_pruned: int = 0,
         lowest: int = 0,
@@ -110,7 +113,23 @@ class ScoredTensor:
         with_energy: bool = True,
     ) -> None:
         self._scores = scores
-        values = scores()
+        if scores is None:
+            self._count_ranks(math.prod(shape))
+        else:
+            self._count_scores(name, scores(), with_energy)
+        size = int(self.starts[-1])
+        self.summary = TensorSummary(name, shape, size, float(self.energy_starts[-1]), depth)
+        self.base = max(num_pruned, lowest)
+        self.limit = max(self.base, max_zeros(size) if highest is None else highest)
+        self.cost = cost
+
+    def _count_ranks(self, size: int) -> None:
+        """Let buckets be equal shares of the ranks."""
+        self.starts: NDArray[np.int64] = np.unique(np.linspace(0, size, _NUM_RANK_BUCKETS + 1).astype(np.int64))
+        self.first_bits = self.last_bits = np.zeros(self.starts.size - 1, np.int32)
+        self.energy_starts = np.zeros(self.starts.size)
+
+    def _count_scores(self, name: str, values: NDArray[np.float32], with_energy: bool) -> None:
         buckets = (_bits(values) >> 16).astype(np.intp)
         counts = np.bincount(buckets)
         if counts.size > _FIRST_INFINITE:
@@ -122,16 +141,12 @@ class ScoredTensor:
         self.last_bits = (used << 16 | 0xFFFF).astype(np.int32)
         self.starts = np.concatenate([[0], np.cumsum(counts[used])])
         self.energy_starts = np.concatenate([[0.0], np.cumsum(energies)])
-        self.summary = TensorSummary(name, shape, values.size, float(self.energy_starts[-1]), depth)
-        self.base = max(num_pruned, lowest)
-        self.limit = max(self.base, max_zeros(values.size) if highest is None else highest)
-        self.cost = cost
 
     @property
     def sizes(self) -> NDArray[np.int64]:
         """Number of weights in each bucket that may go or stay."""
-        result: NDArray[np.int64] = np.diff(np.clip(self.starts, self.base, self.limit))
-        return result
+        clipped: NDArray[np.int64] = np.clip(self.starts, self.base, self.limit)
+        return clipped[1:] - clipped[:-1]
 
     def bounds(self, allocation: Keyed) -> tuple[Array, Array]:
         """Return keys that no weight of a bucket falls below and none exceeds, for each bucket."""
@@ -146,16 +161,19 @@ class ScoredTensor:
     def windows(self, allocation: Keyed, ranges: Sequence[tuple[int, int]]) -> list[Array]:
         """Return the keys, rising, of the weights that may go or stay in each range [first, end) of buckets."""
         is_asked = any(first < end for first, end in ranges)
-        bits = _bits(self._scores()) if is_asked else np.empty(0, np.int32)
+        bits = _bits(self._scores()) if is_asked and self._scores is not None else np.empty(0, np.int32)
         return [self._window(allocation, bits, first, end) for first, end in ranges]
 
     def _window(self, allocation: Keyed, bits: NDArray[np.int32], first: int, end: int) -> Array:
         if first >= end:
             return np.empty(0)
-        inside = bits[(bits >= self.first_bits[first]) & (bits <= self.last_bits[end - 1])]
-        inside.sort()
-        score = _floats(inside)
         start = int(self.starts[first])
+        if self._scores is None:
+            score = np.zeros(int(self.starts[end]) - start)
+        else:
+            inside = bits[(bits >= self.first_bits[first]) & (bits <= self.last_bits[end - 1])]
+            inside.sort()
+            score = _floats(inside)
         rank = np.arange(start, start + score.size, dtype=np.float64)
         energy = self.energy_starts[first] + np.concatenate([[0.0], np.cumsum(np.square(score))[:-1]])
         free = slice(max(0, self.base - start), max(0, self.limit - start))

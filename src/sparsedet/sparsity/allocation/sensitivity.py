@@ -102,6 +102,7 @@ class Sensitivity(ConfigModel):
     curves: Annotated[SensitivityCurves, BeforeValidator(_read)]
     needs_profile: ClassVar[bool] = False
     needs_energy: ClassVar[bool] = False
+    needs_scores: ClassVar[bool] = False
 
     def key(self, tensor: TensorSummary, rank: Array, score: Array, energy_below: Array) -> Array:
         """Key = loss over the largest of all losses when half of the weight is gone (see `Keyed.key`)."""

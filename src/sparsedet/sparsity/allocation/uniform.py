@@ -12,6 +12,7 @@ class Uniform(ConfigModel):
     type: Literal["uniform"] = "uniform"
     needs_profile: ClassVar[bool] = False
     needs_energy: ClassVar[bool] = False
+    needs_scores: ClassVar[bool] = False
 
     def key(self, tensor: TensorSummary, rank: Array, score: Array, energy_below: Array) -> Array:
         """Key = share of the tensor that is gone when half of the weight is (see `Keyed.key`)."""

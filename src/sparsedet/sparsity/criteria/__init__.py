@@ -1,11 +1,19 @@
 """Criteria: which weight of a tensor matters."""
 
-from sparsedet.sparsity.criteria.magnitude import Magnitude
+from typing import Annotated
 
-CRITERIA = {"magnitude": Magnitude}
+from pydantic import Field
+
+from sparsedet.sparsity.criteria.activation import Activation
+from sparsedet.sparsity.criteria.gradient import Gradient
+from sparsedet.sparsity.criteria.magnitude import Magnitude
+from sparsedet.sparsity.criteria.obc import Obc
+from sparsedet.sparsity.criteria.random import Random
+
+CRITERIA = {"magnitude": Magnitude, "random": Random, "gradient": Gradient, "activation": Activation, "obc": Obc}
 """Name in a recipe -> class."""
 
-Criterion = Magnitude
-"""What `criterion:` accepts; becomes a union discriminated by `type` with the second criterion."""
+Criterion = Annotated[Magnitude | Random | Gradient | Activation | Obc, Field(discriminator="type")]
+"""What `criterion:` accepts."""
 
-__all__ = ["CRITERIA", "Criterion", "Magnitude"]
+__all__ = ["CRITERIA", "Activation", "Criterion", "Gradient", "Magnitude", "Obc", "Random"]

@@ -24,6 +24,8 @@ class NM(BasePattern):
             the sparse kernels need it, out_channels % 8 == 0 and in_channels/groups % 16 == 0 (and % m == 0);
             ``divisible`` (default for other n and m, for which there are no such kernels): all with
             in_channels/groups % m == 0. Transposed convolutions are never served.
+        permute: reorder the channels of the network before the first masks are made, so that more is kept and its
+            function stays the same, see `sparsedet.sparsity.permute_channels`. Needs example inputs.
 
     Source: Mishra et al. 2021 (arXiv:2104.08378), sec. 3; layout and eligibility as NVIDIA ASP ``m4n2_1d``.
     """
@@ -32,6 +34,7 @@ class NM(BasePattern):
     n: Annotated[int, Field(ge=1)] = 2
     m: Annotated[int, Field(ge=2)] = 4
     eligibility: Literal["asp", "divisible"] = Field(default_factory=_default_eligibility)
+    permute: bool = False
 
     @model_validator(mode="after")
     def _check(self) -> Self:

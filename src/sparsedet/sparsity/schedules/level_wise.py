@@ -5,11 +5,11 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from sparsedet.common.config import ConfigModel
 from sparsedet.common.errors import ConfigError
+from sparsedet.sparsity.schedules.schedule import BaseSchedule
 
 
-class LevelWise(ConfigModel):
+class LevelWise(BaseSchedule):
     """Share the steps of a run among rising sparsity levels; new masks are made where a level starts.
 
     Attributes:

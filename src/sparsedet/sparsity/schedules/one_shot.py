@@ -4,10 +4,10 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from sparsedet.common.config import ConfigModel
+from sparsedet.sparsity.schedules.schedule import BaseSchedule
 
 
-class OneShot(ConfigModel):
+class OneShot(BaseSchedule):
     """Prune once to the final sparsity and spend all steps there.
 
     Attributes:
@@ -21,11 +21,3 @@ class OneShot(ConfigModel):
     def target_sparsities(self) -> tuple[float | None, ...]:
         """Target of the only level."""
         return (self.sparsity,)
-
-    def boundaries(self, total_steps: int) -> tuple[int, ...]:
-        """Return the first step of the only level, 0."""
-        return (0,)
-
-    def restarts(self, total_steps: int) -> tuple[int, ...]:
-        """Return the step from which the learning-rate schedule of the only level counts, 0."""
-        return (0,)

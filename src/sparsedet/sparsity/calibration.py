@@ -1,0 +1,61 @@
+"""Calibration: the data that some criteria look at, and passes over it that leave the model as it was."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sparsedet.common.errors import ConfigError
+from sparsedet.sparsity.distributed import num_processes, sum_over_processes_
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Data for criteria that need it. It is looked at whenever masks are made, so that each level has fresh statistics.
+
+    Both functions get the plain model, without wrappers of DDP or torch.compile. In a distributed run every process
+    gives batches of its own; statistics are taken over all of them, so that masks are the same everywhere.
+
+    Attributes:
+        batches: what can be gone through again and again, such as a list or a data loader.
+        run: runs the model, in eval mode, on a batch; what it returns does not matter.
+        loss: returns the loss of a batch, a scalar, for the criterion `gradient`. Containers are in training mode,
+            since some models have losses in it only; layers (norms, dropout) are in eval mode.
+
+    Example:
+        >>> data = [(torch.randn(8, 4), torch.randint(3, (8,))) for _ in range(4)]
+        >>> calibration = Calibration(
+        ...     batches=data,
+        ...     run=lambda model, batch: model(batch[0]),
+        ...     loss=lambda model, batch: nn.functional.cross_entropy(model(batch[0]), batch[1]),
+        ... )
+    """
+
+    batches: Iterable[Any]
+    run: Callable[[nn.Module, Any], object]
+    loss: Callable[[nn.Module, Any], Tensor] | None = None
+
+    def first(self, num_batches: int) -> list[Any]:
+        """Return the first batches, at most `num_batches`.
+
+        Raises:
+            ConfigError: there is none (in no process of a distributed run).
+        """
+        batches = list(islice(self.batches, num_batches))
+        if sum_of_counts(len(batches)) == 0:
+            raise ConfigError(
+                "calibration.batches: expected at least one batch, got none. Give a list or a data loader; "
+                "a generator is empty when it is gone through again."
+            )
+        return batches
+
+
+def sum_of_counts(count: int) -> int:
+    """Return the sum of the counts of all processes."""
+    uses_nccl = num_processes() > 1 and torch.distributed.get_backend() == "nccl"
+    total = torch.tensor(float(count), device="cuda" if uses_nccl else None)
+    sum_over_processes_(total)
+    return int(total)

@@ -1,0 +1,141 @@
+"""What the layers of a model read, as rows of the matrix that their weight is multiplied with."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from sparsedet.common.errors import ConfigError
+from sparsedet.sparsity.calibration import sum_of_counts
+from sparsedet.sparsity.weights import ATTENTION_PROJECTIONS, CONVOLUTIONS, TRANSPOSED, Weight
+
+Record = Callable[[str, int, Tensor], None]
+"""Called with the name of a weight, the index of the first group, and rows: float32, shape (groups, rows, features)."""
+
+
+def num_groups(weight: Weight) -> int:
+    """Return how many parts of a weight's output channels, equal in size, read features of their own."""
+    module, attribute = weight.holders[0]
+    if attribute == "in_proj_weight":
+        return 3  # query, key, value
+    return module.groups if isinstance(module, CONVOLUTIONS) and not isinstance(module, TRANSPOSED) else 1
+
+
+@contextmanager
+def watch_inputs(model: nn.Module, weights: Sequence[Weight], record: Record) -> Iterator[None]:
+    """Hand the inputs of all calls of the layers that hold `weights` to `record`.
+
+    The features of a convolution are the values under its kernel, in the order (input channel, *kernel); there is
+    one row for each output position (transposed: the input channels, one row for each input position). Rows come in
+    parts of at most one image. A shared layer is seen at every call.
+    """
+    names = {(id(module), key): weight.name for weight in weights for module, key in weight.holders}
+    with ExitStack() as stack:
+        for module in model.modules():
+            hook: Callable[..., None] | None = None
+            if isinstance(module, nn.MultiheadAttention):
+                hook = _attention_hook(names, record)
+            elif (id(module), "weight") in names:
+                hook = _layer_hook(names[id(module), "weight"], record)
+            if hook is not None:
+                stack.callback(module.register_forward_pre_hook(hook, with_kwargs=True).remove)
+        yield
+
+
+def check_seen(name: str, num_calls: int, sums: Tensor) -> None:
+    """Check what passes of all processes gave for the weight `name`.
+
+    Raises:
+        ConfigError: no pass called its layer, or its inputs were not finite.
+    """
+    if sum_of_counts(num_calls) == 0:
+        raise ConfigError(
+            f"calibration.run: expected passes that call the layer of every weight that is pruned, got none that calls "
+            f"that of '{name}'. Add it to targets.exclude, or let `run` call it."
+        )
+    if not sums.isfinite().all():
+        raise ConfigError(
+            f"calibration: expected finite inputs of every layer, got inf or NaN at '{name}'. Look at the data, and "
+            "run the model in float32."
+        )
+
+
+def _layer_hook(name: str, record: Record) -> Callable[..., None]:
+    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        inputs: Tensor = args[0] if args else kwargs["input"]
+        for rows in _rows(module, _plain(inputs)):
+            record(name, 0, rows)
+
+    return hook
+
+
+def _attention_hook(names: dict[tuple[int, str], str], record: Record) -> Callable[..., None]:
+    """Return a hook that sees the inputs of all projections, none of which is called as a layer."""
+
+    def hook(module: nn.MultiheadAttention, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        inputs = [args[i] if i < len(args) else kwargs[key] for i, key in enumerate(("query", "key", "value"))]
+        for attribute, tensors in zip(ATTENTION_PROJECTIONS, (inputs, *([tensor] for tensor in inputs)), strict=True):
+            name = names.get((id(module), attribute))
+            for group, tensor in enumerate(tensors if name is not None else ()):
+                assert name is not None
+                record(name, group, _plain(tensor).flatten(0, -2)[None].float())
+        name = names.get((id(module.out_proj), "weight"))
+        if name is not None:
+            attended = _plain(_before_out_proj(module, args, kwargs))
+            record(name, 0, attended.flatten(0, -2)[None].float())
+
+    return hook
+
+
+def _plain(tensor: Tensor) -> Tensor:
+    """Return a tensor without gradient; one of sequences of different lengths padded with zeros, which add nothing."""
+    return (tensor.to_padded_tensor(0.0) if tensor.is_nested else tensor).detach()
+
+
+def _before_out_proj(module: nn.MultiheadAttention, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    """Return what the output projection reads: the output with the identity in its place."""
+    projection = module.out_proj
+    # Torch's fused attention, which serves eval mode without gradients, wants a bias here.
+    identity = nn.Linear(projection.in_features, projection.in_features).to(projection.weight)
+    with torch.no_grad():
+        identity.weight.copy_(torch.eye(projection.in_features))
+        identity.bias.zero_()
+    module.out_proj = identity  # type: ignore[assignment]
+    try:
+        output: Tensor = module.forward(*args, **kwargs)[0]
+    finally:
+        module.out_proj = projection
+    return output
+
+
+def _rows(module: nn.Module, inputs: Tensor) -> Iterator[Tensor]:
+    if isinstance(module, nn.Linear):
+        yield inputs.reshape(1, -1, inputs.shape[-1]).float()
+        return
+    assert isinstance(module, CONVOLUTIONS)
+    num_dims = module.weight.ndim - 2
+    for image in inputs if inputs.ndim > num_dims + 1 else inputs[None]:
+        if isinstance(module, TRANSPOSED):
+            yield image.flatten(1).T[None].float()
+        else:
+            yield _patches(module, image.float())
+
+
+def _patches(module: nn.Conv1d | nn.Conv2d | nn.Conv3d, image: Tensor) -> Tensor:
+    """Return what the kernel covers at each output position of an image (I, *size): (groups, positions, features)."""
+    num_dims = len(module.kernel_size)
+    extents = [size * step - step + 1 for size, step in zip(module.kernel_size, module.dilation, strict=True)]
+    if isinstance(module.padding, str):
+        around = [((extent - 1) // 2, extent // 2) if module.padding == "same" else (0, 0) for extent in extents]
+    else:
+        around = [(size, size) for size in module.padding]
+    mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
+    patches = functional.pad(image[None], [size for sizes in reversed(around) for size in sizes], mode)[0]
+    for dim, extent in enumerate(extents, start=1):
+        patches = patches.unfold(dim, extent, module.stride[dim - 1])[..., :: module.dilation[dim - 1]]
+    patches = patches.reshape(module.groups, -1, *patches.shape[1:])  # (groups, I/groups, *positions, *kernel)
+    positions, kernels = range(2, 2 + num_dims), range(2 + num_dims, 2 + 2 * num_dims)
+    return patches.permute(0, *positions, 1, *kernels).flatten(1, num_dims).flatten(2)

@@ -1,0 +1,82 @@
+"""Weights and masks where several processes train one model, each the whole of it (DDP) or a part (FSDP2)."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sparsedet.common.errors import SparseDetError
+
+
+def is_sharded(tensor: Tensor) -> bool:
+    """Tell a DTensor, of which every process holds a part, without importing what defines it."""
+    return any(base.__name__ == "DTensor" for base in type(tensor).__mro__)
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """Return all entries of a tensor, sharded or not; of a sharded one every process has to ask."""
+    if not is_sharded(tensor):
+        return tensor
+    sharded: Any = tensor.detach()
+    result: Tensor = sharded.full_tensor()
+    return result
+
+
+def own_part(tensor: Tensor) -> Tensor:
+    """Return the entries that this process holds, as a view."""
+    if not is_sharded(tensor):
+        return tensor.detach()
+    sharded: Any = tensor.detach()
+    result: Tensor = sharded.to_local()
+    return result
+
+
+def shard_like(tensor: Tensor, like: Tensor) -> Tensor:
+    """Return the entries of `tensor`, which every process has, that stand where this process holds those of `like`."""
+    from torch.distributed.tensor import distribute_tensor
+
+    sharded: Any = like
+    parts: Any = distribute_tensor(
+        tensor.to(own_part(like).device), sharded.device_mesh, sharded.placements, src_data_rank=None
+    )
+    result: Tensor = parts.to_local()
+    return result
+
+
+def num_processes() -> int:
+    """Return how many processes work together."""
+    distributed = torch.distributed
+    return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
+
+
+def sum_over_processes_(tensor: Tensor) -> None:
+    """Add up what every process holds in `tensor`, in each of them; a sharded one is complete already."""
+    if num_processes() > 1 and not is_sharded(tensor):
+        torch.distributed.all_reduce(tensor)
+
+
+def copy_from_first_process_(tensor: Tensor) -> None:
+    """Replace what every process holds in `tensor`, contiguous, by what the first holds."""
+    if num_processes() > 1:
+        torch.distributed.broadcast(tensor, src=0)
+
+
+def check_equal(checksums: Mapping[str, int]) -> None:
+    """Compare with the other processes, all of which have to call it.
+
+    Raises:
+        SparseDetError: a value differs, or is missing in one of them; the message names the first.
+    """
+    if num_processes() == 1:
+        return
+    found: list[dict[str, int]] = [{} for _ in range(num_processes())]
+    torch.distributed.all_gather_object(found, dict(checksums))
+    for name in dict.fromkeys(name for row in found for name in row):
+        ranks = [rank for rank, row in enumerate(found) if row.get(name) != found[0].get(name)]
+        if ranks:
+            raise SparseDetError(
+                f"{name}: expected the same mask in all {len(found)} processes, got another in process "
+                f"{', '.join(map(str, ranks))} than in process 0. Start all of them from the same weights and, if the "
+                "criterion needs them, the same calibration data."
+            )
