@@ -1,10 +1,14 @@
 from pathlib import Path
 
 import pytest
+import torch
+from torch import nn
 
 from sparsedet.benchmark.upstream.sparsity_block import translate_document
+from sparsedet.common.config import validate
 from sparsedet.common.document import parse_yaml
 from sparsedet.common.errors import ConfigError
+from sparsedet.sparsity import Sparsifier, SparsityConfig
 
 FILES = Path(__file__).parent / "files"
 LEVEL_WISE = (FILES / "published_level_wise.txt").read_text()
@@ -64,7 +68,7 @@ def test_the_published_ampere_block():
 
 
 def test_what_the_keys_mean():
-    data, _ = translate(
+    data, notes = translate(
         LEVEL_WISE,
         total_iters="      total_iters: 700",
         no_prune_keyword="      no_prune_keyword: 'neck, stem.'",
@@ -76,6 +80,8 @@ def test_what_the_keys_mean():
     assert data["expected_steps"] == 700
     assert data["write_analysis"] is True
     assert data["sparsity"]["allocation"] == {"type": "uniform"}
+    assert data["sparsity"]["compensate"] is False
+    assert "not made up for" in notes["sparsity.scheduler.kwargs.prun_algo"]
     assert data["sparsity"]["targets"]["exclude"] == [
         "re:.*neck.*",
         r"re:.*stem\..*",
@@ -98,10 +104,11 @@ def test_what_the_keys_mean():
         (AMPERE, "mask_calculator: m8n4_1d", "expected one of ['m4n2_1d', 'm4n2_2d_best', 'm4n2_2d_greedy']"),
         (AMPERE, "verbosity: 0\n      whitelist: [a]", "whitelist: expected null, got [\"a\"]. Refused: "),
         (LEVEL_WISE, "prun_algo: 1\n      prun_hw_aware: chip.txt", "alternative is sparsity.limits, the largest"),
+        (LEVEL_WISE, "prun_algo: 1\n      prune_tolerance_max: 1.2", "prune_tolerance_max: expected 1.0, got 1.2. Ref"),
         (LEVEL_WISE, "dw_no_prune: maybe", "dw_no_prune: expected true or false, got 'maybe'."),
         (LEVEL_WISE, "leaf_module: [A]\n  fuse_bn: true", "fuse_bn: expected false, got true. Refused: "),
         (LEVEL_WISE, "sparsity_table: 30", "sparsity_table: expected a list of numbers, got 30."),
-        (AMPERE, "allow_permutation: True", "allow_permutation: expected false, got true. Refused: "),
+        (AMPERE, "allow_permutation: maybe", "allow_permutation: expected true or false, got 'maybe'."),
         (AMPERE, "allow_recompute_mask: True", "allow_recompute_mask: expected false, got true. Refused: "),
         (AMPERE, "type: AmbaScheduler", "'AmpereScheduler'], got 'AmbaScheduler'."),
         (LEVEL_WISE, "type: NMMaskGenerator", "expected one of ['NormalMaskGenerator'], got 'NMMask"),
@@ -116,6 +123,16 @@ def test_what_is_refused_says_where_and_why(block, line, message):
     with pytest.raises(ConfigError) as error:
         translate("\n".join(lines))
     assert message in str(error.value)
+
+
+def test_permutation_is_that_of_the_pattern():
+    asked = AMPERE.replace("allow_permutation: False", "allow_permutation: True")
+    data, notes = translate(asked)
+    plain = translate(AMPERE)[0]["sparsity"]
+    assert data["sparsity"] == {**plain, "pattern": {**plain["pattern"], "permute": True}}
+    assert notes["sparsity.scheduler.kwargs.allow_permutation"].startswith("mapped: sparsity.pattern.permute: true; ")
+    with pytest.raises(ConfigError, match="allow_permutation: expected false with m4n2_2d_best, got true"):
+        translate(asked.replace("m4n2_1d", "m4n2_2d_best"))
 
 
 def test_unknown_keys_of_the_block_are_refused():
@@ -147,6 +164,20 @@ def test_other_masks_than_plain_ones_are_refused(generator, key):
         ConfigError, match=rf"sparsity\.{generator}\.kwargs\.{key}: expected false, got true\. Refused:"
     ):
         translate(LEVEL_WISE.replace(f"type: {old}", f"type: {old}\n    kwargs: {{{key}: true}}"))
+
+
+def test_prun_algo_0_gives_each_layer_the_target_whatever_is_left_out():
+    """msbench_semantics §12.3: 30 % asked, and a layer with 86 % of the weights left out, are 4.2 % in all."""
+    text = LEVEL_WISE.replace("prun_algo: 1", "prun_algo: 0").replace("no_prune_layer: ''", "no_prune_layer: '2'")
+    document = parse_yaml(text, "r.yaml", Path("/"))
+    translate_document(document)
+    config = validate(SparsityConfig, document, ("sparsity",))
+    model = nn.Sequential(nn.Linear(10, 10), nn.Linear(10, 40), nn.Linear(40, 77))  # 3080 of 3580 weights: 86 %
+    sparsifier = Sparsifier(model, config, (torch.zeros(1, 10),))
+    sparsifier.prune_(0)
+    zeros = {layer.name: layer.num_zeros for layer in sparsifier.measure().layers}
+    assert zeros == {"0.weight": 30, "1.weight": 120, "2.weight": 0}
+    assert sparsifier.measure().measured_sparsity == pytest.approx(0.042, abs=2e-4)
 
 
 def test_defaults_are_those_of_msbench():

@@ -27,7 +27,7 @@ def upstream_state(content: Any, model: nn.Module, path: Path) -> dict[str, Tens
     Raises:
         CheckpointError: it is no state dict, or copies of one convolution differ.
     """
-    state = {_PREFIXES.sub("", key): value for key, value in _state_dict(content, path).items()}
+    state = {_PREFIXES.sub("", key): value for key, value in state_dict_of(content, path).items()}
     native: dict[str, Tensor] = {}
     known: set[str] = set()
     for key, names in upstream_names(model).items():
@@ -46,7 +46,12 @@ def upstream_state(content: Any, model: nn.Module, path: Path) -> dict[str, Tens
     return native | {name: value for name, value in state.items() if name not in known}
 
 
-def _state_dict(content: Any, path: Path) -> Mapping[str, Tensor]:
+def state_dict_of(content: Any, path: Path) -> Mapping[str, Tensor]:
+    """Return the state dict in the content of a file, that of averaged weights where there is one.
+
+    Raises:
+        CheckpointError: there is none.
+    """
     state = content
     if isinstance(content, Mapping):
         averaged = content.get("ema")

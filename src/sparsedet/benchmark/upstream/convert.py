@@ -8,8 +8,7 @@ import torch
 
 from sparsedet.benchmark.checkpoint import open_checkpoint
 from sparsedet.benchmark.upstream.names import upstream_names
-from sparsedet.common.errors import StorageError
-from sparsedet.common.files import write_atomically
+from sparsedet.common.files import require_new, write_atomically
 
 
 def convert_checkpoint(path: Path, out: Path, sparse_prefix: bool = False, force: bool = False) -> None:
@@ -26,8 +25,7 @@ def convert_checkpoint(path: Path, out: Path, sparse_prefix: bool = False, force
         CheckpointError: `path` cannot be read.
         StorageError: `out` exists or cannot be written.
     """
-    if out.exists() and not force:
-        raise StorageError(f"{out}: expected a new file, got one that exists. Choose another name, or use --force.")
+    require_new(out, force)
     saved = open_checkpoint(path)
     names = upstream_names(saved.model)
     state = {

@@ -6,22 +6,44 @@ recomputes them at every forward pass.
 """
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from sparsedet.benchmark.upstream.note import Note
-from sparsedet.benchmark.upstream.section import Key, Section, Translation, Type, fixed, ignored, part, quote, value
+from sparsedet.benchmark.upstream.section import (
+    Chosen,
+    Key,
+    Section,
+    Translation,
+    Type,
+    fixed,
+    ignored,
+    part,
+    quote,
+    value,
+)
 from sparsedet.common.document import Document
 
 BETTER_RULE = (
     "the open energy rule stands in for the vendor's closed one; allocation {type: lamp} keeps more AP at high sparsity"
 )
 FIXED_MASKS = "masks are fixed within a level, where MSBench makes them anew at every forward pass"
+NOT_COMPENSATED = (
+    "every layer gets the target itself, and what is excluded is not made up for, so the total falls short, as in "
+    "MSBench; compensate: true makes up for it"
+)
 EXACT = "counts are exact here, there is nothing to tolerate"
-RESTARTS = "training.lr_schedule starts again at each level"
+WRAPPER = "module."
+CAP = "it caps every layer relative to the level's target; sparsity.limits caps single layers"
+RESTARTS = "the learning-rate schedule starts again at each level"
 NOT_TRACED = "nothing is traced here"
-ASP = "masks are made once and channels stay in place"
-MAGNITUDE = "magnitude decides, anywhere in a tensor"
+ASP = "masks are made once"
+PERMUTED = (
+    "sparsity.pattern.permute: true; channels are reordered by our own search where the network's function stays "
+    "what it was, and permutation.json in the run folder says where not and why"
+)
+MAGNITUDE = "magnitude decides, anywhere in a tensor; sparsity.pattern {type: channel} prunes whole filters"
+WITHOUT_TRAINING = "it is for pruning without training; sparsity.criterion {type: obc} is our way to do that"
 
 BLOCK: dict[str, Key] = {
     "scheduler": part(),
@@ -37,8 +59,8 @@ FAKE_SPARSE = dict.fromkeys(
     ("FakeSparse", "DefaultFakeSparse"),
     Type(
         {
-            "mask_is_static": fixed(False, "it is for pruning without training"),
-            "weight_correction": fixed(False, "it is for pruning without training"),
+            "mask_is_static": fixed(False, WITHOUT_TRAINING),
+            "weight_correction": fixed(False, WITHOUT_TRAINING),
         },
         f"masks beside the weights; {FIXED_MASKS}",
     ),
@@ -53,12 +75,13 @@ LEVEL_WISE: dict[str, Key] = {
     "prun_hw_aware": value("anything", ""),
     "dw_no_prune": value("true or false", False),
     "do_sparse_analysis": value("true or false", True),
-    "output_dir": value("text", ""),
-    "save_dir": value("text", ""),
+    "output_dir": value("text", "./sparse_analysis"),
+    "save_dir": value("text", "./model_save_path"),
     "default_input_shape": value("anything", None),
     "default_input_custom": ignored("the run's own images give the input"),
     "mask_dict": value("anything", None),
-    **dict.fromkeys(("sparse_rate_tolerance", "prune_tolerance_max", "prune_tolerance_min"), ignored(EXACT)),
+    "sparse_rate_tolerance": ignored(EXACT),
+    **dict.fromkeys(("prune_tolerance_max", "prune_tolerance_min"), fixed(1.0, CAP)),
     "lr_scheduler": ignored(RESTARTS),
     "init_lr": ignored(RESTARTS),
     "verbose": ignored("the table of each level is always written"),
@@ -66,10 +89,35 @@ LEVEL_WISE: dict[str, Key] = {
 AMPERE: dict[str, Key] = {
     "mask_calculator": value("text", "m4n2_1d"),
     "allow_recompute_mask": fixed(False, ASP),
-    "allow_permutation": fixed(False, ASP),
+    "allow_permutation": value("true or false", False),
     "verbosity": ignored("the list of skipped layers is always written"),
     "whitelist": fixed(None, "sparsity.targets.include chooses the layers"),
 }
+BASE: dict[str, Key] = {"no_prune_keyword": value("text", ""), "no_prune_layer": value("text", "")}
+SCHEDULERS = {
+    "AmbaLevelPruneScheduler": Type(LEVEL_WISE, "sparsity.schedule.type", "level_wise"),
+    "AmpereScheduler": Type(AMPERE, "sparsity.schedule.type", "one_shot"),
+}
+BASE_SCHEDULER = {"BaseScheduler": Type(BASE, "sparsity.schedule.type", "one_shot")}
+CHANNELS = "channels are not ranked so; sparsity.pattern {type: channel} prunes whole filters by magnitude"
+RANDOM = "masks are not drawn at random; sparsity.schedule {type: cubic} raises the sparsity step by step, as it does"
+LEARNED = "thresholds are not learned; sparsity.schedule {type: dynamic} lets weights return, {type: cubic} is gradual"
+NEAREST = {
+    "BaseScheduler": "by itself it sets no sparsity; sparsity.schedule {type: one_shot, sparsity: 0.5} prunes once",
+    "ProbMaskPruneScheduler": RANDOM,
+    "STRScheduler": LEARNED,
+    "ADMMScheduler": "there is no penalty term; sparsity.schedule {type: cubic} raises the sparsity step by step",
+    "NMMaskGenerator": "AmpereScheduler is the way to 2:4, or sparsity.pattern {type: n_m, n: 2, m: 4}",
+    "NuclearMaskGenerator": CHANNELS,
+    "FPGMMaskGenerator": CHANNELS,
+    "ProbMaskGenerator": RANDOM,
+    "ProbMaskFakeSparse": RANDOM,
+    "STRMaskGenerator": LEARNED,
+    "STRFakeSparse": LEARNED,
+    "FCPTSMaskGenerator": WITHOUT_TRAINING,
+    "FCPTSFakeSparse": WITHOUT_TRAINING,
+}
+"""Type that is refused -> the reason, and the nearest thing there is."""
 CALCULATORS: dict[str, dict[str, Any]] = {
     "m4n2_1d": {"type": "n_m", "n": 2, "m": 4, "eligibility": "asp"},
     "m4n2_2d_best": {"type": "n_m_2d", "method": "best"},
@@ -112,43 +160,60 @@ def translate_document(document: Document) -> tuple[Note, ...]:
     return tuple(translation.notes)
 
 
-def read_block(block: Section, exclude: Exclude, total_iters: str = "") -> None:
+def read_block(block: Section, exclude: Exclude, total_iters: str = "", with_base: bool = False) -> Chosen:
     """Translate a block into ``sparsity`` and ``write_analysis``.
 
     Args:
         block: MSBench's block.
         exclude: what keywords and names of layers become.
         total_iters: native key for the number of steps; "" where the program that read the file overwrote it.
+        with_base: accept BaseScheduler, whose sparsity a script sets.
+
+    Returns:
+        the scheduler as it was read.
 
     Raises:
         ConfigError: see `translate_document`.
     """
     keys = block.read(BLOCK)
-    schedulers = {
-        "AmbaLevelPruneScheduler": Type(LEVEL_WISE, "sparsity.schedule.type", "level_wise"),
-        "AmpereScheduler": Type(AMPERE, "sparsity.schedule.type", "one_shot"),
-    }
-    chosen = keys["scheduler"].choose(schedulers)
+    chosen = _choose(keys["scheduler"], {**SCHEDULERS, **(BASE_SCHEDULER if with_base else {})})
     if chosen.name == "AmpereScheduler":
         for key in ("mask_generator", "fake_sparse"):
             block.no_effect(key, "AmpereScheduler never read it")
         _read_ampere(chosen.kwargs, chosen.values)
-        return
-    keys["scheduler"].mapped("type", f"{FIXED_MASKS}; {BETTER_RULE}")
+        return chosen
+    is_base = chosen.name == "BaseScheduler"
+    keys["scheduler"].mapped("type", FIXED_MASKS)
     for key, types in (("mask_generator", GENERATORS), ("fake_sparse", FAKE_SPARSE)):
         if keys[key] is not None:
-            keys[key].choose(types)
-    _read_level_wise(chosen.kwargs, chosen.values, exclude, total_iters)
+            _choose(keys[key], types)
+    read = _read_base if is_base else _read_level_wise
+    read(chosen.kwargs, chosen.values, exclude, total_iters)
+    return chosen
+
+
+def _choose(section: Section, types: Mapping[str, Type]) -> Chosen:
+    name = section.data.get("type")
+    if isinstance(name, str) and name in NEAREST and name not in types:
+        raise section.error("type", f"one of {sorted(types)}", repr(name), f"Refused: {NEAREST[name]}.")
+    return section.choose(types)
 
 
 def exclude_own_names(keywords: Sequence[str], layers: Sequence[str], kwargs: Section) -> list[str]:
-    """Return patterns for names that are those of our own modules."""
+    """Return patterns for names of our own modules, which may stand behind the ``module.`` of a DDP wrapper."""
     kwargs.mapped("no_prune_keyword", f"sparsity.targets.exclude: {keywords or 'nothing'} (in any part of the name)")
     kwargs.mapped("no_prune_layer", f"sparsity.targets.exclude: {layers or 'nothing'} (exact)")
-    return [*(f"re:.*{re.escape(word)}.*" for word in keywords), *layers]
+    parts = (re.escape(word.removeprefix(WRAPPER)) for word in keywords)
+    return [*(f"re:.*{word}.*" for word in parts), *map(_exact, layers)]
 
 
-# --- the two schedulers ------------------------------------------------------------------------------------
+def _exact(layer: str) -> str:
+    if not layer.startswith(WRAPPER):
+        return layer
+    return f"re:({re.escape(WRAPPER)})?{re.escape(layer.removeprefix(WRAPPER))}"
+
+
+# --- the schedulers -----------------------------------------------------------------------------------------
 
 
 def _read_level_wise(kwargs: Section, keys: dict[str, Any], exclude: Exclude, total_iters: str) -> None:
@@ -178,9 +243,23 @@ def _read_level_wise(kwargs: Section, keys: dict[str, Any], exclude: Exclude, to
         kwargs.no_effect(key, "it is empty")
 
 
+def _read_base(kwargs: Section, keys: dict[str, Any], exclude: Exclude, total_iters: str) -> None:
+    for target, native in (
+        ("sparsity.scope", "all"),
+        ("sparsity.compensate", False),
+        ("sparsity.allocation.type", "uniform"),
+        ("sparsity.schedule.sparsity", 0.0),
+        ("sparsity.targets.include_frozen", True),
+    ):
+        kwargs.translation.set(target, native, kwargs.path)
+    _read_exclusions(kwargs, keys, exclude)
+
+
 def _read_allocation(kwargs: Section, algorithm: Any, tuning: float) -> None:
     if algorithm == 0:
         kwargs.send("prun_algo", "uniform", "sparsity.allocation.type")
+        kwargs.send("prun_algo", False, "sparsity.compensate")
+        kwargs.mapped("prun_algo", NOT_COMPENSATED)
         kwargs.no_effect("prun_algo_tuning", "only prun_algo 1 reads it")
     elif algorithm == 1:
         kwargs.send("prun_algo", "energy", "sparsity.allocation.type")
@@ -192,7 +271,7 @@ def _read_allocation(kwargs: Section, algorithm: Any, tuning: float) -> None:
 
 def _read_exclusions(kwargs: Section, keys: dict[str, Any], exclude: Exclude) -> None:
     patterns = exclude(_words(keys["no_prune_keyword"]), _words(keys["no_prune_layer"]), kwargs)
-    if keys["dw_no_prune"]:
+    if keys.get("dw_no_prune"):
         patterns = [*patterns, "preset:depthwise"]
         kwargs.mapped("dw_no_prune", "sparsity.targets.exclude: preset:depthwise")
     else:
@@ -220,7 +299,17 @@ def _read_ampere(kwargs: Section, keys: dict[str, Any]) -> None:
             quote(calculator),
             "Other calculators are not supported.",
         )
-    kwargs.send("mask_calculator", dict(CALCULATORS[calculator]), "sparsity.pattern")
+    pattern = dict(CALCULATORS[calculator])
+    if not keys["allow_permutation"]:
+        kwargs.no_effect("allow_permutation", "false is what is done")
+    elif pattern["type"] != "n_m":
+        raise kwargs.error(
+            "allow_permutation", f"false with {calculator}", "true", "Channels are permuted for m4n2_1d only."
+        )
+    else:
+        pattern["permute"] = True
+        kwargs.mapped("allow_permutation", PERMUTED)
+    kwargs.send("mask_calculator", pattern, "sparsity.pattern")
 
 
 def _words(text: str) -> list[str]:
