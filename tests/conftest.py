@@ -1,6 +1,7 @@
 """A tiny data set and recipe that the tests of whole runs share."""
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,12 @@ training:
   optimizer: {{type: adamw, lr: 1e-3}}
 evaluation: {{batch_size: 3, num_samples: 2}}
 """
+
+
+def pytest_configure():
+    """Use one thread, here and in subprocesses: tests are tiny, and on a busy machine threads wait for each other."""
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
 
 def write_split(root: Path, name: str, num_images: int, seed: int) -> None:
