@@ -304,7 +304,7 @@ def _decode(name: str, entry: Tensor, encoding: Encoding | None) -> Tensor:
         if entry.dtype != torch.uint8 or entry.ndim != 1:
             raise ValueError(f"'{name}' is not a row of bytes")
         bits = _unpack(name, entry.numpy(), encoding, stored.itemsize)
-        values = torch.from_numpy(bits).view(stored).reshape(encoding.shape)
+        values = torch.from_numpy(bits if bits.flags.writeable else bits.copy()).view(stored).reshape(encoding.shape)
     else:
         values = entry
     if values.dtype != stored or tuple(values.shape) != encoding.shape:
