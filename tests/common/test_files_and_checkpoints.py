@@ -63,6 +63,9 @@ def test_damaged_foreign_and_executable_files_are_refused(tmp_path, monkeypatch)
     path.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(CheckpointError, match="expected a whole checkpoint, got an unreadable file"):
         load_checkpoint(path)
+    path.write_text("plain text, and no pickle")
+    with pytest.raises(CheckpointError, match=r"got an unreadable file \(it was not written by torch\.save\)"):
+        load_checkpoint(path)
     torch.save({"state_dict": {}}, path)
     with pytest.raises(CheckpointError, match="expected a file written by sparsedet, got another program's"):
         load_checkpoint(path)

@@ -80,6 +80,8 @@ def read_file(path: Path) -> Any:
                 "Nothing was run. Save the model's state_dict() alone with torch.save."
             ) from error
         reason = str(error).split("\n")[0]
+        if isinstance(error, pickle.UnpicklingError):  # torch's own words advise to read it without protection
+            reason = "it was not written by torch.save"
         raise CheckpointError(
             f"{path}: expected a whole checkpoint, got an unreadable file ({reason}). "
             "It may be truncated or damaged: use an earlier checkpoint."
