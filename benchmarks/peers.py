@@ -74,7 +74,7 @@ def torch_prune(model: nn.Module) -> None:
     """Prune by ``torch.nn.utils.prune``: a hook before each forward pass multiplies by a mask that is kept."""
     for layer in layers(model):
         scores = layer.weight.detach().contiguous()  # it fails at weights whose channels are last
-        prune.l1_unstructured(layer, "weight", SPARSITY, importance_scores=scores)  # type: ignore[no-untyped-call]  # torch has no types
+        prune.l1_unstructured(layer, "weight", SPARSITY, importance_scores=scores)
 
 
 def torch_prune_global(model: nn.Module) -> None:
@@ -83,11 +83,11 @@ def torch_prune_global(model: nn.Module) -> None:
     prune.global_unstructured(parameters, pruning_method=prune.L1Unstructured, amount=SPARSITY)
 
 
-class _AoSparsifier(BaseSparsifier):  # type: ignore[misc]  # torch has no types
+class _AoSparsifier(BaseSparsifier):
     """The sparsifiers that ``torch.ao.pruning`` ships fail at convolutions of 7 x 7; this one gives its masks."""
 
     def update_mask(self, module: nn.Module, tensor_name: str, **_: object) -> None:
-        mask = module.parametrizations[tensor_name][0].mask  # type: ignore[index, union-attr]
+        mask = module.parametrizations[tensor_name][0].mask
         mask.data = top_k_mask(getattr(module, tensor_name)).float()
 
 

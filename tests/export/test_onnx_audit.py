@@ -8,7 +8,7 @@ from sparsedet.common.errors import CheckpointError
 from sparsedet.export.onnx_audit import audit_onnx
 
 onnx = pytest.importorskip("onnx")
-from onnx import TensorProto, helper, numpy_helper  # noqa: E402
+TensorProto, helper, numpy_helper = onnx.TensorProto, onnx.helper, onnx.numpy_helper
 
 
 def pruned(*shape, seed=0, sparsity=0.75):

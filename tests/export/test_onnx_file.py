@@ -8,7 +8,7 @@ from sparsedet.export import onnx_file
 from sparsedet.export.onnx_file import read_onnx, require_onnx, write_onnx
 
 onnx = pytest.importorskip("onnx")
-from onnx import TensorProto, helper, numpy_helper  # noqa: E402
+TensorProto, helper, numpy_helper = onnx.TensorProto, onnx.helper, onnx.numpy_helper
 
 
 def model_of(*initializers, nodes=None, sparse=()):

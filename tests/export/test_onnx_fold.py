@@ -6,7 +6,7 @@ import pytest
 from sparsedet.export.onnx_fold import fold_batch_norms
 
 onnx = pytest.importorskip("onnx")
-from onnx import TensorProto, helper, numpy_helper  # noqa: E402
+TensorProto, helper, numpy_helper = onnx.TensorProto, onnx.helper, onnx.numpy_helper
 
 runtime = pytest.importorskip("onnxruntime")
 

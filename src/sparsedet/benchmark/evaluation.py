@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from sparsedet.benchmark.checkpoint import SavedDetector, open_checkpoint
+from sparsedet.benchmark.samples import spread
 from sparsedet.common.errors import CheckpointError
 from sparsedet.common.runtime import choose_device, start
 from sparsedet.detection.data.dataset import DetectionDataset
@@ -87,10 +88,10 @@ def open_evaluation(
             f"{path}: expected data with the categories {[c.name for c in saved.categories]}, got "
             f"{[c.name for c in coco.categories]}. Evaluate on the data it was trained for."
         )
-    if num_images is not None and num_images < len(coco.images):
-        chosen = {coco.images[index * len(coco.images) // num_images].id for index in range(num_images)}
-        images = tuple(image for image in coco.images if image.id in chosen)
-        annotations = tuple(annotation for annotation in coco.annotations if annotation.image_id in chosen)
+    if num_images is not None:
+        images = tuple(spread(coco.images, num_images))
+        ids = {image.id for image in images}
+        annotations = tuple(annotation for annotation in coco.annotations if annotation.image_id in ids)
         coco = replace(coco, images=images, annotations=annotations)
     saved.model.to(device)
     return Evaluation(saved, DetectionDataset(coco, recipe.data, is_train=False), device)

@@ -153,8 +153,7 @@ class LevelRunner:
         report = None if self.callback is None else self.callback.sparsifier.permute_()
         if report is None:
             return
-        if self.trainer.average is not None:
-            self.trainer.average.model.load_state_dict(self.model.state_dict())
+        self.trainer.restart_average()
         write_json(self.folder / PERMUTATION_FILE, asdict(report))
         self.console.say(f"{self.job.name}: {report.summary}")
 
@@ -230,8 +229,8 @@ class LevelRunner:
         assert self.callback is not None
         self.callback.before_evaluate(self.trainer.evaluated_model)
         self.allocated_sparsity = self.callback.allocated_sparsity
-        if self.callback.updates_weights and self.trainer.average is not None:
-            self.trainer.average.model.load_state_dict(self.model.state_dict())
+        if self.callback.updates_weights:
+            self.trainer.restart_average()
         if self.is_at_target or not self.callback.is_at_target:
             return
         self.is_at_target = True

@@ -18,7 +18,7 @@ from sparsedet.common.errors import ConfigError
 from sparsedet.common.files import write_json
 from sparsedet.detection.data.splits import Splits, open_splits
 from sparsedet.export.counting import count_tensor
-from sparsedet.export.onnx_audit import OnnxAudit, audit_onnx
+from sparsedet.export.onnx_audit import OnnxAudit, audit_graph
 from sparsedet.export.onnx_export import OPSET, export_onnx
 from sparsedet.export.onnx_file import SUFFIX, read_onnx, require_onnx
 from sparsedet.export.onnx_nms import nms_translations
@@ -140,7 +140,8 @@ def export_checkpoint(
         keep_batch_norm=options.keep_batch_norm,
         translations=nms_translations(),
     )
-    audit = audit_onnx(output, expected_weights(saved))
+    graph = read_onnx(output).graph
+    audit = audit_graph(output, graph, expected_weights(saved))
     splits = _open_splits(saved)
     inputs = example_inputs(saved.recipe, splits, saved.model.stride, torch.device("cpu"))
     shape = options.input_shape or tuple(inputs[0].shape)
@@ -150,7 +151,7 @@ def export_checkpoint(
     about = {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
-        **_about_file(output, options),
+        **_about_file(output, graph, options),
         **_about_source(saved, checkpoint),
         **_about_use(saved),
         **_about_zeros(saved, audit, shape),
@@ -206,8 +207,7 @@ def _about_source(saved: SavedDetector, checkpoint: Path) -> dict[str, Any]:
     }
 
 
-def _about_file(output: Path, options: OnnxOptions) -> dict[str, Any]:
-    graph = read_onnx(output).graph
+def _about_file(output: Path, graph: Any, options: OnnxOptions) -> dict[str, Any]:
     return {
         "file": output.name,
         "file_sha256": _sha256(output),

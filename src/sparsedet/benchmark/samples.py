@@ -1,22 +1,29 @@
 """The few validation images that a run keeps, so that its report can show detections without the data set."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from PIL import Image
 
 from sparsedet.common.files import write_json
+from sparsedet.detection.data.coco import ImageRecord
 from sparsedet.detection.data.dataset import DetectionDataset
 from sparsedet.detection.data.images import decode_image
 
 SAMPLES_FILE = "samples.json"
 
 
+def spread(images: Sequence[ImageRecord], number: int) -> list[ImageRecord]:
+    """Return `number` of `images`, or all if there are no more, at equal distances."""
+    number = min(number, len(images))
+    return [images[index * len(images) // number] for index in range(number)]
+
+
 def save(folder: Path, dataset: DetectionDataset, num_samples: int) -> None:
     """Write `num_samples` images with boxes, spread over `dataset`, and their ground truth into `folder`."""
     coco = dataset.coco
     with_boxes = [image for image in coco.images if coco.annotations_by_image[image.id]] or list(coco.images)
-    num_samples = min(num_samples, len(with_boxes))
-    chosen = [with_boxes[index * len(with_boxes) // num_samples] for index in range(num_samples)]
+    chosen = spread(with_boxes, num_samples)
     (folder / "samples").mkdir(parents=True, exist_ok=True)
     images = []
     for image in chosen:

@@ -15,8 +15,9 @@ from sparsedet.benchmark.upstream.checkpoint import state_dict_of
 from sparsedet.common.checkpoint import check_format, is_sparsedet
 from sparsedet.common.errors import CheckpointError
 from sparsedet.export.counting import TensorCount, count_tensor
-from sparsedet.export.onnx_audit import audit_onnx
+from sparsedet.export.onnx_audit import audit_graph, audit_onnx
 from sparsedet.export.onnx_file import SUFFIX as ONNX_SUFFIX
+from sparsedet.export.onnx_file import read_onnx
 from sparsedet.export.tensorrt import Readiness, assess, onnx_groups
 from sparsedet.sparsity import check_n_m
 from sparsedet.sparsity.weights import find_weights
@@ -142,7 +143,8 @@ def assess_file(path: Path) -> tuple[Readiness, ...]:
         MissingExtraError: it is an ONNX file and onnx is not installed.
     """
     if path.suffix == ONNX_SUFFIX:
-        return assess(audit_onnx(path).tensors, onnx_groups(path))
+        graph = read_onnx(path).graph
+        return assess(audit_graph(path, graph).tensors, onnx_groups(graph))
     content = _read(path)
     return assess(content.counts, content.groups)
 

@@ -6,12 +6,11 @@ from typing import Annotated
 
 import typer
 
-from sparsedet.cli.options import Json
+from sparsedet.cli.options import Force, Json
 
 app = typer.Typer(help="Convert checkpoints.", no_args_is_help=True)
 
 Out = Annotated[Path, typer.Option("--output", "-o", help="File to write.")]
-Force = Annotated[bool, typer.Option("--force", help="Overwrite an existing file.")]
 
 
 @app.command()

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from sparsedet.cli.options import Json, Overrides, overrides
+from sparsedet.cli.options import Force, Json, Overrides, overrides
 
 
 def add_to(app: typer.Typer) -> None:
@@ -29,7 +29,7 @@ def export(
         str | None,
         typer.Option("--input-shape", metavar="B,3,H,W", help="Count MACs on such a batch; the file takes any size."),
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Overwrite existing files.")] = False,
+    force: Force = False,
     set_: Overrides = None,
     as_json: Json = False,
 ) -> None:

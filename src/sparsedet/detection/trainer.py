@@ -140,6 +140,11 @@ class Trainer:
         """What is evaluated and saved: the average of the weights where there is one, otherwise the trained model."""
         return self.model if self.average is None else self.average.model
 
+    def restart_average(self) -> None:
+        """Let the average of the weights, if there is one, begin again from the weights as they are."""
+        if self.average is not None:
+            self.average.model.load_state_dict(self.model.state_dict())
+
     def train(self, level: Level, batches: Iterable[Batch]) -> float | None:
         """Run the steps of `level`; return the mean loss of its last steps (at most 50).
 

@@ -304,7 +304,7 @@ def _decode(name: str, entry: Tensor, encoding: Encoding | None) -> Tensor:
         if entry.dtype != torch.uint8 or entry.ndim != 1:
             raise ValueError(f"'{name}' is not a row of bytes")
         bits = _unpack(name, entry.numpy(), encoding, stored.itemsize)
-        values = torch.from_numpy(bits if bits.flags.writeable else bits.copy()).view(stored).reshape(encoding.shape)
+        values = torch.from_numpy(bits).view(stored).reshape(encoding.shape)
     else:
         values = entry
     if values.dtype != stored or tuple(values.shape) != encoding.shape:
@@ -359,4 +359,4 @@ def _decompress(name: str, content: NDArray[np.uint8], most: int) -> NDArray[np.
     if num_bytes > most:  # also where the frame does not say it: that is a very large number
         raise ValueError(f"'{name}' claims to unpack to {num_bytes} bytes, more than its {most}")
     unpacked = zstandard.ZstdDecompressor().decompress(frame, max_output_size=most, allow_extra_data=False)
-    return np.frombuffer(unpacked, np.uint8)
+    return np.frombuffer(bytearray(unpacked), np.uint8)  # torch wants memory that may be written

@@ -84,7 +84,11 @@ def audit_onnx(path: Path, expected: Mapping[str, Tensor] | None = None) -> Onnx
         CheckpointError: the file cannot be read; see `read_onnx`.
         MissingExtraError: onnx is not installed.
     """
-    graph = read_onnx(path).graph
+    return audit_graph(path, read_onnx(path).graph, expected)
+
+
+def audit_graph(path: Path, graph: Any, expected: Mapping[str, Tensor] | None = None) -> OnnxAudit:
+    """Do what `audit_onnx` does with the graph of a file that was read already."""
     try:
         stored = _stored_weights(graph)
     except (ValueError, IndexError, TypeError) as error:  # attributes that do not fit the shapes

@@ -2,8 +2,7 @@
 
 import copy
 import warnings
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from torch.utils._pytree import tree_map_only
 from sparsedet.common.errors import ConfigError
 from sparsedet.export.onnx_file import check_size, require_onnx, write_onnx
 from sparsedet.export.onnx_fold import fold_batch_norms
+from sparsedet.sparsity.undisturbed import in_eval_mode
 from sparsedet.sparsity.weights import unwrap
 
 OPSET = 18
@@ -64,7 +64,7 @@ def export_onnx(
     dims = dynamic_dims if dynamic_dims is not None else [{0: "batch"} for _ in example_inputs]
     inputs = tuple(_widened(tensor, names) for tensor, names in zip(example_inputs, dims, strict=True))
     traced, exact = (_halved(plain), _float_weights(plain)) if fp16 else (plain, None)
-    with _in_eval_mode(traced), torch.no_grad():
+    with in_eval_mode(traced), torch.no_grad():
         graph = _trace(traced, inputs, list(input_names), list(output_names), dims, dict(translations or {}))
     if not keep_batch_norm:
         fold_batch_norms(graph, exact)
@@ -162,17 +162,6 @@ def _float_weights(model: nn.Module) -> dict[str, NDArray[Any]]:
 def _cast(value: Any, source: torch.dtype, target: torch.dtype) -> Any:
     """Return `value` with every tensor of dtype `source` in it cast to `target`."""
     return tree_map_only(Tensor, lambda tensor: tensor.to(target) if tensor.dtype == source else tensor, value)
-
-
-@contextmanager
-def _in_eval_mode(model: nn.Module) -> Iterator[None]:
-    flags = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in flags:
-            module.training = training
 
 
 def _remove_traces(model: Any) -> None:

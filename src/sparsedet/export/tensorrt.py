@@ -11,11 +11,10 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from sparsedet.common.errors import ConfigError
 from sparsedet.export.counting import TensorCount
-from sparsedet.export.onnx_file import read_onnx
 from sparsedet.export.onnx_fold import attribute
 
 MIN_CHANNELS = 256
@@ -95,15 +94,10 @@ def _judge(count: TensorCount, num_in: int, groups: int | None) -> tuple[Literal
     return "large", ""
 
 
-def onnx_groups(path: Path) -> dict[str, int | None]:
-    """Return the groups of the convolutions of an ONNX file by the name of their weight.
-
-    Raises:
-        CheckpointError: the file cannot be read.
-        MissingExtraError: onnx is not installed.
-    """
-    nodes = read_onnx(path).graph.node
-    return {node.input[1]: attribute(node, "group", 1) for node in nodes if node.op_type in ("Conv", "ConvTranspose")}
+def onnx_groups(graph: Any) -> dict[str, int | None]:
+    """Return the groups of the convolutions of an ONNX graph by the name of their weight."""
+    convolutions = (node for node in graph.node if node.op_type in ("Conv", "ConvTranspose"))
+    return {node.input[1]: attribute(node, "group", 1) for node in convolutions}
 
 
 def trtexec_command(onnx: Path) -> str:

@@ -136,9 +136,10 @@ class Sparsifier:
                 self._swap_(change.swap) if change.swap and same_level else self._prune_to(change.level, change.target)
             )
             self._updated_at = change.step
-        upcoming = schedule.change(step + 1, total_steps, interval)
-        self._masked.collects = upcoming.swap > 0 and upcoming.step == step + 1 < total_steps
-        self._masked.gradients.clear()
+        if schedule.grows:
+            upcoming = schedule.change(step + 1, total_steps, interval)
+            self._masked.collects = upcoming.swap > 0 and upcoming.step == step + 1 < total_steps
+            self._masked.gradients.clear()
         return is_new
 
     def _is_due(self, change: Change, total_steps: int) -> bool:

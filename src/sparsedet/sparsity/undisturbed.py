@@ -17,22 +17,34 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
     Args:
         model: the plain module, see `sparsedet.sparsity.weights.unwrap`.
     """
-    flags = [(module, module.training) for module in model.modules()]
     buffers = [
         (buffer, buffer._version, buffer.detach().clone()) for buffer in model.buffers() if not buffer.is_inference()
     ]
-    with torch.random.fork_rng(_cuda_devices(model)), torch.compiler.set_stance("force_eager"):
+    with (
+        torch.random.fork_rng(_cuda_devices(model)),
+        torch.compiler.set_stance("force_eager"),
+        in_eval_mode(model),
+    ):
         torch.manual_seed(0)
-        model.eval()
         try:
             yield
         finally:
-            for module, training in flags:
-                module.training = training
             with torch.no_grad():
                 for buffer, version, value in buffers:
                     if buffer._version != version:
                         buffer.copy_(value)
+
+
+@contextmanager
+def in_eval_mode(model: nn.Module) -> Iterator[None]:
+    """Put a model into eval mode; put back the training flag of each of its modules afterwards."""
+    flags = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in flags:
+            module.training = training
 
 
 def _cuda_devices(model: nn.Module) -> list[int]:

@@ -79,8 +79,9 @@ def _attention_hook(names: dict[tuple[int, str], str], record: Record) -> Callab
         inputs = [args[i] if i < len(args) else kwargs[key] for i, key in enumerate(("query", "key", "value"))]
         for attribute, tensors in zip(ATTENTION_PROJECTIONS, (inputs, *([tensor] for tensor in inputs)), strict=True):
             name = names.get((id(module), attribute))
-            for group, tensor in enumerate(tensors if name is not None else ()):
-                assert name is not None
+            if name is None:
+                continue
+            for group, tensor in enumerate(tensors):
                 record(name, group, _plain(tensor).flatten(0, -2)[None].float())
         name = names.get((id(module.out_proj), "weight"))
         if name is not None:

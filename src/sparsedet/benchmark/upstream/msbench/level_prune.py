@@ -14,6 +14,7 @@ from sparsedet.benchmark.upstream.msbench.scheduler import BaseScheduler, logger
 from sparsedet.common.errors import CheckpointError, ConfigError
 from sparsedet.common.files import write_atomically
 from sparsedet.sparsity import Limit, OneShot, Sparsifier, SparsityConfig, Uniform
+from sparsedet.sparsity.distributed import num_processes
 
 STATE = {"level", "masks", "table"}
 
@@ -195,5 +196,4 @@ class AmbaLevelPruneScheduler(BaseScheduler):
 
 
 def _is_first_process() -> bool:
-    distributed = torch.distributed
-    return not (distributed.is_available() and distributed.is_initialized()) or distributed.get_rank() == 0
+    return num_processes() == 1 or torch.distributed.get_rank() == 0

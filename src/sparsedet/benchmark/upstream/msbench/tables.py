@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from sparsedet.benchmark.upstream.sparsity_block import WRAPPER
 from sparsedet.common.errors import ConfigError, did_you_mean
 from sparsedet.common.files import write_text
 from sparsedet.sparsity import Selected
@@ -20,7 +21,6 @@ MAX_BYTES = 4_000_000
 MAX_RATIO = 0.99
 CAPTION = "written by sparsedet; columns, and the share of zeros in all conv and linear weights in each"
 LEVEL_CAPTION = "of each level its column, its share of zeros in all conv and linear weights, and the one asked for"
-WRAPPER = "module."
 
 Table = list[dict[str, float]]
 """For each level: parameter name -> share of zeros, of every weight that is pruned."""
