@@ -46,7 +46,8 @@ def test_report_formats(run_folder, sparsedet):
 def test_eval_prints_what_was_recorded(run_folder, sparsedet):
     done = sparsedet("eval", run_folder / "tiny" / "sparsity-0.8" / "checkpoint.pt", "--json")
     records = [json.loads(line) for line in (run_folder / "tiny" / "records.jsonl").read_text().splitlines()]
-    assert json.loads(done.stdout) == records[1]["metrics"]
+    printed = json.loads(done.stdout)
+    assert {name: printed[name] for name in records[1]["metrics"]} == records[1]["metrics"]
 
 
 def test_verify_exit_codes(run_folder, tmp_path, sparsedet):
@@ -91,14 +92,6 @@ def test_config_translate_prints_the_native_form_and_every_key(tiny_recipe, tmp_
     done = sparsedet("config", "translate", tiny_recipe)
     assert "eligibility: asp" in done.stdout
     assert "sparsity.scheduler.kwargs.verbosity: no effect" in done.stderr
-
-
-def test_data_check(tiny_recipe, tiny_data, sparsedet):
-    done = sparsedet("data", "check", tiny_recipe)
-    assert done.returncode == 0
-    assert "6 images (1 without annotations), 10 boxes" in done.stdout
-    (report,) = json.loads(sparsedet("data", "check", tiny_recipe, "--json").stdout)
-    assert report["val"]["boxes_per_category"] == {"bright": 4, "dark": 4}
 
 
 def pruning(text):

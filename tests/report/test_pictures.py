@@ -9,6 +9,7 @@ from PIL import Image
 from sparsedet.common.errors import ConfigError, DatasetError
 from sparsedet.report.pictures import (
     Box,
+    draw_boxes,
     draw_panel,
     experiments_with_strips,
     join_panels,
@@ -62,6 +63,19 @@ def test_the_longer_side_is_scaled(size, expected):
 @pytest.mark.parametrize("xywh", [(0, 0, 0, 0), (-5, -5, 300, 300), (127.9, 127.9, 0.01, 0.01)])
 def test_odd_boxes_do_not_break_a_report(xywh):
     assert draw_panel(grey(), "", [Box(xywh, 77, 0.9)], NAMES).size == (256, 276)
+
+
+def test_lines_and_letters_grow_with_large_images():
+    image = grey(1280, 960)
+    draw_boxes(image, [Box((200, 300, 400, 200), 4)], NAMES)
+    row = [image.getpixel((x, 400)) for x in range(195, 210)]
+    assert [x for x, color in enumerate(row, start=195) if color == FOUR] == [200, 201, 202, 203]
+    column = [image.getpixel((201, y)) for y in range(260, 300)]
+    assert column.index(FOUR) == 300 - 28 - 260
+
+
+def test_a_name_of_several_lines_is_written_in_one():
+    draw_boxes(grey(), [Box((10, 50, 40, 40), 4, 0.5)], {4: "a\nb\tc"})
 
 
 def test_panels_side_by_side():

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from sparsedet.common.errors import DatasetError, MissingExtraError
 from sparsedet.common.files import write_atomically
-from sparsedet.detection.data.coco import parse_json, read_bytes
+from sparsedet.detection.data.json_file import parse_json, read_bytes
 from sparsedet.detection.structures import Detections
 
 METRICS = (

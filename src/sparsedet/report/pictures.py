@@ -2,7 +2,7 @@
 
 import io
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -109,21 +109,33 @@ def draw_panel(image: Image.Image, title: str, boxes: Sequence[Box], names: Mapp
     scale = PANEL_SIZE / max(image.size)
     width, height = (max(1, round(side * scale)) for side in image.size)
     scaled = image.convert("RGB").resize((width, height), Image.Resampling.BICUBIC)
-    draw = ImageDraw.Draw(scaled)
+    scaled_boxes = [
+        replace(box, xywh=(x * scale, y * scale, w * scale, h * scale)) for box in boxes for x, y, w, h in [box.xywh]
+    ]
+    draw_boxes(scaled, scaled_boxes, names)
+    panel = Image.new("RGB", (width, height + TITLE_HEIGHT), "white")
+    panel.paste(scaled, (0, TITLE_HEIGHT))
+    ImageDraw.Draw(panel).text((2, TITLE_HEIGHT // 2), title, "black", font(12), anchor="lm")
+    return panel
+
+
+def draw_boxes(image: Image.Image, boxes: Sequence[Box], names: Mapping[int, str]) -> None:
+    """Draw boxes, class names and scores into an RGB `image`, whose pixels the boxes are in.
+
+    Lines and letters are larger in an image that must be shrunk to fit a screen.
+    """
+    draw = ImageDraw.Draw(image)
+    zoom = max(1, round(max(image.size) / 640))
     colors = {category: _color(index) for index, category in enumerate(sorted(names))}
     ordered = sorted(boxes, key=lambda box: box.score or 0)
     for box in ordered:
-        x, y, w, h = (value * scale for value in box.xywh)
-        right, bottom = max(round(x), round(x + w) - 1), max(round(y), round(y + h) - 1)
-        draw.rectangle((round(x), round(y), right, bottom), outline=colors.get(box.category_id, _color(0)), width=2)
+        x, y, w, h = box.xywh
+        corners = (round(x), round(y), max(round(x), round(x + w) - 1), max(round(y), round(y + h) - 1))
+        draw.rectangle(corners, outline=colors.get(box.category_id, _color(0)), width=2 * zoom)
     for box in ordered:  # after all boxes, so that no box crosses a text
-        text = names.get(box.category_id, str(box.category_id))
+        text = " ".join(names.get(box.category_id, str(box.category_id)).split())
         text += "" if box.score is None else f" {box.score:.2f}"
-        _draw_tag(draw, text, box.xywh[0] * scale, box.xywh[1] * scale, colors.get(box.category_id, _color(0)))
-    panel = Image.new("RGB", (width, height + TITLE_HEIGHT), "white")
-    panel.paste(scaled, (0, TITLE_HEIGHT))
-    ImageDraw.Draw(panel).text((2, TITLE_HEIGHT // 2), title, "black", _font(12), anchor="lm")
-    return panel
+        _draw_tag(image, text, box, colors.get(box.category_id, _color(0)), zoom)
 
 
 def join_panels(panels: Sequence[Image.Image]) -> Image.Image:
@@ -144,15 +156,16 @@ def to_jpeg(image: Image.Image) -> bytes:
     return stream.getvalue()
 
 
-def _draw_tag(draw: ImageDraw.ImageDraw, text: str, x: float, y: float, color: Color) -> None:
-    """Write `text` above the corner (x, y), or below it where there is no room above."""
-    font = _font(11)
-    width, height = round(font.getlength(text)) + 4, 14
-    left = min(max(0, round(x)), max(0, PANEL_SIZE - width))
+def _draw_tag(image: Image.Image, text: str, box: Box, color: Color, zoom: int) -> None:
+    """Write `text` above the upper left corner of `box`, or below it where there is no room above."""
+    draw, letters = ImageDraw.Draw(image), font(11 * zoom)
+    width, height = round(letters.getlength(text)) + 4, 14 * zoom
+    x, y, _, _ = box.xywh
+    left = min(max(0, round(x)), max(0, image.width - width))
     top = round(y) - height if y >= height else max(0, round(y))
     draw.rectangle((left, top, left + width - 1, top + height - 1), fill=color)
     is_bright = sum(weight * channel for weight, channel in zip((0.3, 0.6, 0.1), color, strict=True)) > 140
-    draw.text((left + 2, top + height // 2), text, "black" if is_bright else "white", font, anchor="lm")
+    draw.text((left + 2, top + height // 2), text, "black" if is_bright else "white", letters, anchor="lm")
 
 
 def _detections(folder: Path, record: Record, wanted: set[int]) -> dict[int, list[Box]] | None:
@@ -193,6 +206,6 @@ def _color(index: int) -> Color:
 
 
 @cache
-def _font(size: int) -> ImageFont.FreeTypeFont:
-    """Matplotlib's own DejaVu: knows most scripts and is there on every machine."""
+def font(size: int) -> ImageFont.FreeTypeFont:
+    """Return Matplotlib's own DejaVu in a size in pixels: it knows most scripts and is there on every machine."""
     return ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf", size)

@@ -2,7 +2,7 @@ import pytest
 from PIL import Image
 
 from sparsedet.common.errors import DatasetError
-from sparsedet.detection.data.check import check, load_splits
+from sparsedet.detection.data.check import check_splits, load_splits
 from sparsedet.detection.data.config import DataConfig, SplitConfig
 
 
@@ -10,6 +10,14 @@ def faults(function, config):
     with pytest.raises(DatasetError) as raised:
         function(config)
     return str(raised.value).split("\n")
+
+
+def reports(config):
+    return tuple(split.report() for split in check_splits(config))
+
+
+def kinds(split):
+    return {finding.kind: finding.count for finding in split.report().findings}
 
 
 def copy_of(data, **lists):
@@ -23,15 +31,15 @@ def test_report_of_a_clean_data_set(make_root, make_coco):
     data["annotations"][1]["category_id"] = 7
     data["annotations"][2]["iscrowd"] = 1
     root = make_root(data)
-    report = check(DataConfig(root=root))
-    assert report.images_decoded
-    assert report.train.name == "train"
-    assert report.val.annotations == str(root / "annotations/val.json")
-    assert (report.train.num_images, report.train.num_images_without_annotations) == (3, 2)
-    assert (report.train.num_boxes, report.train.num_crowds) == (2, 1)
-    assert report.train.boxes_per_category == {"cat": 1, "dog": 1}
-    assert report.train.boxes_per_size == {"small": 1, "medium": 1, "large": 0}
-    assert report.warnings == ()
+    train, val = reports(DataConfig(root=root))
+    assert (train.name, val.name) == ("train", "val")
+    assert val.annotations == str(root / "annotations/val.json")
+    assert (train.num_images, train.num_images_without_annotations) == (3, 2)
+    assert (train.num_boxes, train.num_crowds) == (2, 1)
+    assert train.boxes_per_category == {"cat": 1, "dog": 1}
+    assert train.boxes_per_size == {"small": 1, "medium": 1, "large": 0}
+    assert [finding.kind for finding in train.findings] == ["image-empty", "category-id-gaps", "crowd"]
+    assert load_splits(DataConfig(root=root))[2] == train.warnings == train.faults == ()
 
 
 @pytest.mark.parametrize(
@@ -41,7 +49,7 @@ def test_report_of_a_clean_data_set(make_root, make_coco):
 def test_sizes_are_those_of_coco(make_root, make_coco, area, size):
     data = make_coco()
     data["annotations"][0]["area"] = area
-    sizes = load_splits(DataConfig(root=make_root(data)))[2].train.boxes_per_size
+    sizes = reports(DataConfig(root=make_root(data)))[0].boxes_per_size
     assert [name for name, number in sizes.items() if number] == [size]
 
 
@@ -54,13 +62,15 @@ def test_splits_with_their_own_folders(make_root, make_coco, tmp_path):
         train=SplitConfig(annotations="annotations/train.json", images="pictures"),
         val=SplitConfig(annotations="test.json", images="pictures"),
     )
-    assert check(config).val.num_images == 2
+    assert reports(config)[1].num_images == 2
 
 
 def test_categories_in_another_order_match(make_root, make_coco):
     data = make_coco()
-    report = check(DataConfig(root=make_root(data, copy_of(data, categories=list(reversed(data["categories"]))))))
-    assert list(report.val.boxes_per_category) == ["cat", "dog"]
+    root = make_root(data, copy_of(data, categories=list(reversed(data["categories"]))))
+    _, val = reports(DataConfig(root=root))
+    assert list(val.boxes_per_category) == ["cat", "dog"]
+    assert not val.faults
 
 
 @pytest.mark.parametrize(
@@ -84,7 +94,7 @@ def test_categories_in_another_order_match(make_root, make_coco):
 def test_categories_are_compared_by_name_and_id(make_root, make_coco, categories, there, here):
     data = make_coco()
     root = make_root(data, copy_of(data, categories=categories))
-    assert faults(check, DataConfig(root=root)) == [
+    assert faults(load_splits, DataConfig(root=root)) == [
         f"{root}/annotations/val.json: 'categories': expected the categories of "
         f"{root}/annotations/train.json, "
         f"there {there}, got here {here}. Give both files the same category ids and names."
@@ -100,12 +110,17 @@ def test_both_annotation_files_are_looked_at(make_root, make_coco):
     assert second.startswith(f"{root}/annotations/val.json: expected valid JSON, got 1 bytes")
 
 
-@pytest.mark.parametrize("function", [check, load_splits])
+def all_faults(config):
+    train, val = check_splits(config)
+    return [*train.findings.faults, *val.findings.faults]
+
+
+@pytest.mark.parametrize("function", [all_faults, lambda config: faults(load_splits, config)])
 def test_missing_image_files(make_root, make_coco, function):
     root = make_root(make_coco(images=6))
     for number in (1, 2, 4, 5):
         (root / f"images/{number}.png").unlink()
-    assert faults(function, DataConfig(root=root)) == [
+    assert function(DataConfig(root=root)) == [
         f"{root}/annotations/train.json: expected 6 image files in {root}/images, got 4 missing "
         "(1.png, 2.png, 4.png, …). Check the key 'images' of the split and the file "
         "names in the annotation file."
@@ -117,8 +132,8 @@ def test_check_decodes_every_image_and_load_splits_none(make_root, make_coco):
     (root / "images/1.png").write_bytes(b"broken")
     Image.new("RGB", (40, 31)).save(root / "images/3.png")
     Image.new("RGB", (41, 30)).save(root / "images/val-2.png")
-    assert not load_splits(DataConfig(root=root))[2].images_decoded
-    messages = faults(check, DataConfig(root=root))
+    load_splits(DataConfig(root=root))
+    messages = all_faults(DataConfig(root=root))
     assert [message.split(": expected ")[0] for message in messages] == [
         f"{root}/images/{name}.png" for name in ("1", "3", "val-2")
     ]
@@ -130,7 +145,7 @@ def test_rotated_images_are_counted(make_root, make_coco):
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.new("RGB", (30, 40)).save(root / "images/2.png", exif=exif)
-    assert check(DataConfig(root=root)).warnings[-1] == (
+    assert reports(DataConfig(root=root))[0].warnings[0] == (
         f"{root}/annotations/train.json: 1 x image carries an EXIF orientation; "
         "it is applied where the recorded size allows it (2.png)"
     )
@@ -140,7 +155,8 @@ def test_images_in_both_splits_and_categories_without_boxes_are_counted(make_roo
     data = make_coco()
     data["annotations"].append({**data["annotations"][0], "id": 2, "category_id": 7, "iscrowd": 1})
     root = make_root(data, data)
-    assert check(DataConfig(root=root)).warnings == (
+    train, val = reports(DataConfig(root=root))
+    assert train.warnings + val.warnings == (
         f"{root}/annotations/train.json: 1 x category has no box to learn from (category 7 'dog')",
         f"{root}/annotations/val.json: 2 x image is also in the training split, so the "
         "evaluation is too good "
@@ -149,8 +165,8 @@ def test_images_in_both_splits_and_categories_without_boxes_are_counted(make_roo
 
 
 def test_warnings_of_reading_are_passed_on(make_root, make_coco):
-    root = make_root(make_coco(boxes=[[1, 1, 5, 5], [35, 1, 10, 5], [1, 1, 5, 5]]))
-    warnings = [w for w in check(DataConfig(root=root)).warnings if "clipped" in w]
+    root = make_root(make_coco(boxes=[[1, 1, 5, 5], [35, 1, 10, 5], [1, 1, 5, 6]]))
+    warnings = [w for w in load_splits(DataConfig(root=root))[2] if "clipped" in w]
     assert [warning.split(":")[0] for warning in warnings] == [
         f"{root}/annotations/train.json",
         f"{root}/annotations/val.json",

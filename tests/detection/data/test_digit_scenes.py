@@ -9,7 +9,7 @@ from PIL import Image
 
 from sparsedet.common.errors import MissingExtraError, StorageError
 from sparsedet.detection.data import digit_scenes
-from sparsedet.detection.data.check import check
+from sparsedet.detection.data.check import check_splits
 from sparsedet.detection.data.config import DataConfig
 from sparsedet.detection.data.digit_scenes import make_digit_scenes
 
@@ -52,10 +52,10 @@ def test_pixels_and_annotations_are_the_same_each_time(folder):
 
 
 def test_it_is_a_sound_data_set_of_800_and_200_images(folder):
-    report = check(DataConfig(root=folder))
-    assert report.warnings == ()
-    assert (report.train.num_images, report.val.num_images) == (800, 200)
-    for split in (report.train, report.val):
+    train, val = (split.report() for split in check_splits(DataConfig(root=folder)))
+    assert train.warnings + train.faults + val.warnings + val.faults == ()
+    assert (train.num_images, val.num_images) == (800, 200)
+    for split in (train, val):
         assert list(split.boxes_per_category) == ["0", "1", "4", "7"]
         counts = np.array(list(split.boxes_per_category.values()))
         assert counts.min() > 0.8 * counts.mean()

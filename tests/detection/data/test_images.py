@@ -1,10 +1,14 @@
+import os
+import struct
+import zlib
+
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
 from sparsedet.common.errors import DatasetError
-from sparsedet.detection.data.images import decode_image, exif_orientation
+from sparsedet.detection.data.images import MAX_PIXELS, ImageError, decode_image, read_header
 
 HEIGHT, WIDTH = 6, 8
 RGB = np.random.default_rng(0).integers(0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8)
@@ -94,11 +98,11 @@ def turned(tmp_path, orientation):
 def test_orientation_follows_the_recorded_size(tmp_path, orientation, size, expected):
     path = turned(tmp_path, orientation)
     assert torch.equal(decode_image(path, size), tensor(expected))
-    assert exif_orientation(path) == orientation
+    assert read_header(path).orientation == orientation
 
 
 def test_no_exif_means_upright(tmp_path):
-    assert exif_orientation(save(Image.fromarray(RGB), tmp_path / "a.png")) == 1
+    assert read_header(save(Image.fromarray(RGB), tmp_path / "a.png")).orientation == 1
 
 
 # --- faults ----------------------------------------------------------------------------------------------
@@ -170,3 +174,103 @@ def test_another_size_than_recorded(tmp_path):
         f"{path}: expected 9x6 pixels (width x height) as the annotation file records, got 8x6. "
         "Correct 'width' and 'height', or restore the image that was annotated."
     )
+
+
+# --- what is refused before it is decoded ----------------------------------------------------------------
+
+
+def png_that_claims(width, height):
+    """A PNG whose header claims a size; there are no pixels behind it."""
+
+    def chunk(kind, content):
+        return len(content).to_bytes(4) + kind + content + zlib.crc32(kind + content).to_bytes(4)
+
+    header = width.to_bytes(4) + height.to_bytes(4) + bytes([8, 2, 0, 0, 0])
+    pixels = chunk(b"IDAT", zlib.compress(bytes(99)))
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + pixels + chunk(b"IEND", b"")
+
+
+@pytest.mark.filterwarnings("default::PIL.Image.DecompressionBombWarning")
+@pytest.mark.parametrize("size", [(9460, 9460), (60_000, 60_000), (1, 2**31 - 1), (MAX_PIXELS + 1, 1)])
+def test_a_gigantic_image_is_refused_from_its_header(tmp_path, size, recwarn):
+    path = tmp_path / "a.png"
+    path.write_bytes(png_that_claims(*size))
+    for function in (decode_image, read_header):
+        with pytest.raises(ImageError) as raised:
+            function(path)
+        assert raised.value.kind == "image-too-large"
+        assert str(raised.value).startswith(f"{path}: expected an image of at most {MAX_PIXELS} pixels, got ")
+        assert "It was not decoded: cut it into tiles" in str(raised.value)
+
+
+def test_a_warning_of_a_bomb_that_is_an_error_is_ours_too(tmp_path):
+    path = tmp_path / "a.png"
+    path.write_bytes(png_that_claims(10_000, 10_000))
+    assert "expected an image of at most" in fault(path)
+
+
+def test_a_claim_just_below_the_limit_is_looked_at(tmp_path):
+    path = tmp_path / "a.png"
+    path.write_bytes(png_that_claims(9459, 9459))
+    assert read_header(path).upright_size == (9459, 9459)
+    assert "got a damaged one (image file is truncated" in fault(path)
+    path.write_bytes(png_that_claims(MAX_PIXELS, 1))
+    assert "got a damaged one (" in fault(path)  # Pillow has no memory for such a line
+
+
+def test_a_png_with_a_compressed_text_of_gigabytes(tmp_path):
+    path = tmp_path / "a.png"
+    text = b"Comment\0\0" + zlib.compress(bytes(2**27), 9)
+    content = png_that_claims(8, 4)
+    chunk = len(text).to_bytes(4) + b"zTXt" + text + zlib.crc32(b"zTXt" + text).to_bytes(4)
+    path.write_bytes(content[:33] + chunk + content[33:])
+    assert "got a damaged one (Decompressed data too large" in fault(path)
+
+
+def test_formats_that_are_programs_are_not_opened(tmp_path):
+    path = tmp_path / "a.eps"
+    Image.fromarray(RGB).save(path)
+    assert "no known image format" in fault(path)
+    path.rename(tmp_path / "a.jpg")
+    assert "no known image format" in fault(tmp_path / "a.jpg")
+
+
+def test_a_file_larger_than_any_image_is_not_read(tmp_path):
+    path = tmp_path / "a.png"
+    with path.open("wb") as stream:
+        stream.truncate(2**30 + 1)  # takes no room on the disk
+    assert f"expected an image file of at most {2**30} bytes, got {2**30 + 1}." in fault(path)
+
+
+def test_a_folder_or_pipe_is_no_image(tmp_path):
+    (tmp_path / "a.png").mkdir()
+    assert "got no ordinary file" in fault(tmp_path / "a.png")
+    if hasattr(os, "mkfifo"):
+        os.mkfifo(tmp_path / "b.png")
+        assert "got no ordinary file" in fault(tmp_path / "b.png")
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "tif", "webp"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_every_orientation_is_turned_as_pillow_does(tmp_path, suffix, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = save(Image.fromarray(RGB), tmp_path / f"a.{suffix}", exif=exif)
+    expected = np.asarray(ImageOps.exif_transpose(Image.open(path)).convert("RGB"))
+    assert torch.equal(decode_image(path), tensor(expected))
+    assert read_header(path).upright_size == expected.shape[:2]
+
+
+def test_damaged_metadata_do_not_damage_the_pixels(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    exif[0x010E] = "a description"
+    path = save(Image.fromarray(RGB), tmp_path / "a.jpg", exif=exif)
+    content = path.read_bytes()
+    content = content.replace(b"\x01\x0e\x00\x02", b"\x01\x01\x00\x02")  # the text is now the height of the image
+    path.write_bytes(content)
+    with Image.open(path) as image:
+        expected = np.asarray(image.convert("RGB").transpose(Image.Transpose.ROTATE_270))
+        with pytest.raises(struct.error):
+            ImageOps.exif_transpose(image)
+    assert torch.equal(decode_image(path), tensor(expected))

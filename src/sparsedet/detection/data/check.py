@@ -1,19 +1,22 @@
-"""Whether a data set can be trained on: its two annotation files, that they agree, and its image files."""
+"""Whether a data set can be trained on: its two annotation files, that they agree, and its image files.
+
+`load_splits` is what training does before its first step; `check_splits` and `check_file` also decode every image, and
+go on after a fault. What is done about each kind of finding stands in `sparsedet.detection.data.kinds`.
+"""
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
 
 from sparsedet.common.errors import DatasetError
-from sparsedet.detection.data.coco import CocoDataset, read_coco
+from sparsedet.detection.data.coco import CocoDataset, scan_coco
 from sparsedet.detection.data.config import DataConfig
-from sparsedet.detection.data.findings import Findings, raise_faults, shorten
-from sparsedet.detection.data.images import decode_image, exif_orientation
-
-SMALL_AREA_PX, LARGE_AREA_PX = 32**2, 96**2  # COCO's limits of small, medium and large objects
-
-_SHARED = "image is also in the training split, so the evaluation is too good"
-_UNUSED = "category has no box to learn from"
-_ROTATED = "image carries an EXIF orientation; it is applied where the recorded size allows it"
+from sparsedet.detection.data.duplicates import find_twins
+from sparsedet.detection.data.findings import Finding, Findings, printable, raise_faults, shorten
+from sparsedet.detection.data.image_files import Decoded, decode_files, look_for_files
+from sparsedet.detection.data.statistics import per_size
 
 
 @dataclass(frozen=True)
@@ -21,7 +24,7 @@ class SplitReport:
     """What is in one split.
 
     Attributes:
-        name: "train" or "val".
+        name: "train" or "val"; "data" for a file alone.
         annotations: path of the annotation file.
         num_images: all images.
         num_images_without_annotations: images without any annotation.
@@ -29,6 +32,8 @@ class SplitReport:
         num_crowds: annotations with iscrowd 1.
         boxes_per_category: number of boxes by category name, in the order of the labels.
         boxes_per_size: number of boxes that COCO counts as small, medium and large.
+        findings: all that was found, by kind.
+        faults: messages of what training refuses.
         warnings: what was put right or is odd, one line each.
     """
 
@@ -40,68 +45,133 @@ class SplitReport:
     num_crowds: int
     boxes_per_category: dict[str, int]
     boxes_per_size: dict[str, int]
+    findings: tuple[Finding, ...]
+    faults: tuple[str, ...]
     warnings: tuple[str, ...]
 
 
 @dataclass(frozen=True)
-class DataReport:
-    """What is in a data set that passed all checks.
+class Split:
+    """One annotation file and its images, looked at.
 
     Attributes:
-        train: the split that is learned.
-        val: the split that is evaluated.
-        images_decoded: whether every image was opened, or only looked for.
+        name: "train" or "val"; "data" for a file alone.
+        path: the annotation file.
+        dataset: what of it is usable; None where it is no annotation file at all.
+        findings: what is wrong or odd.
+        unusable: kind of the fault of each image whose file cannot be used, by image id.
+        decoded: what is known of each decoded image, by image id; empty before they are decoded.
     """
 
-    train: SplitReport
-    val: SplitReport
-    images_decoded: bool
+    name: str
+    path: Path
+    dataset: CocoDataset | None
+    findings: Findings
+    unusable: dict[int, str] = field(default_factory=dict)
+    decoded: dict[int, Decoded] = field(default_factory=dict)
 
-    @property
-    def warnings(self) -> tuple[str, ...]:
-        """The warnings of both splits."""
-        return self.train.warnings + self.val.warnings
+    def report(self) -> SplitReport:
+        """Return what is in the split, in plain numbers and words."""
+        categories = self.dataset.categories if self.dataset else ()
+        annotations = self.dataset.annotations if self.dataset else ()
+        by_image = self.dataset.annotations_by_image if self.dataset else {}
+        names = {category.id: category.name for category in categories}
+        boxes = [annotation for annotation in annotations if not annotation.is_crowd]
+        per_category = Counter(names[annotation.category_id] for annotation in boxes)
+        return SplitReport(
+            name=self.name,
+            annotations=str(self.path),
+            num_images=len(by_image),
+            num_images_without_annotations=sum(not found for found in by_image.values()),
+            num_boxes=len(boxes),
+            num_crowds=len(annotations) - len(boxes),
+            boxes_per_category={category.name: per_category[category.name] for category in categories},
+            boxes_per_size=per_size(boxes),
+            findings=self.findings.found,
+            faults=tuple(self.findings.faults),
+            warnings=self.findings.warnings,
+        )
 
 
-def check(config: DataConfig) -> DataReport:
-    """Check a data set thoroughly: as `load_splits`, and decode every image.
-
-    Raises:
-        DatasetError: anything is wrong; the first ten faults of both splits and their number.
-    """
-    return load_splits(config, decode=True)[2]
-
-
-def load_splits(config: DataConfig, decode: bool = False) -> tuple[CocoDataset, CocoDataset, DataReport]:
-    """Read both splits and check that they belong together and that their image files exist.
-
-    Args:
-        config: where the data are.
-        decode: also decode every image and compare its size with the recorded one.
+def check_splits(config: DataConfig) -> tuple[Split, Split]:
+    """Look at both splits thoroughly: as `load_splits`, decode every image, and compare those of the two splits.
 
     Returns:
-        The training split, the validation split, and the report with its warnings.
+        The training split and the validation split, with what was found.
+    """
+    train, val = _open_both(config)
+    for split in (train, val):
+        _decode(split)
+    _compare_looks(train, val)
+    return train, val
+
+
+def check_file(path: Path, images_dir: Path) -> Split:
+    """Look at one annotation file thoroughly and decode every image.
+
+    Args:
+        path: COCO JSON.
+        images_dir: folder that the file names in it start from.
+    """
+    split = _open("data", path, images_dir)
+    _decode(split)
+    return split
+
+
+def load_splits(config: DataConfig) -> tuple[CocoDataset, CocoDataset, tuple[str, ...]]:
+    """Read both splits and check that they belong together and that their image files exist; none is opened.
+
+    Returns:
+        The training split, the validation split, and the warnings of both, one line each.
 
     Raises:
         DatasetError: anything is wrong; the first ten faults of both splits and their number.
     """
-    splits: list[tuple[CocoDataset, Findings]] = []
-    faults: list[str] = []
-    for split in (config.train, config.val):
-        try:
-            splits.append(read_coco(config.root / split.annotations, config.root / split.images))
-        except DatasetError as error:  # look at the other file too before giving up
-            faults.append(str(error))
-    raise_faults(faults)
-    (train, train_findings), (val, val_findings) = splits
-    _compare_categories(train, val, val_findings)
-    _warn_untrained(train, train_findings)
-    _warn_shared(train, val, val_findings)
-    for dataset, findings in splits:
-        _check_files(dataset, findings, decode)
-    raise_faults(train_findings.faults + val_findings.faults)
-    report = DataReport(_report("train", train, train_findings), _report("val", val, val_findings), decode)
-    return train, val, report
+    train, val = _open_both(config)
+    raise_faults(train.findings.faults + val.findings.faults)
+    assert train.dataset is not None
+    assert val.dataset is not None
+    return train.dataset, val.dataset, train.findings.warnings + val.findings.warnings
+
+
+def _open_both(config: DataConfig) -> tuple[Split, Split]:
+    train = _open("train", config.root / config.train.annotations, config.root / config.train.images)
+    val = _open("val", config.root / config.val.annotations, config.root / config.val.images)
+    if train.dataset is not None:
+        _count_untrained(train.dataset, train.findings)
+        if val.dataset is not None:
+            _compare_categories(train.dataset, val.dataset, val.findings)
+            _count_shared(train.dataset, val.dataset, val.findings)
+    return train, val
+
+
+def _open(name: str, path: Path, images_dir: Path) -> Split:
+    try:
+        scan = scan_coco(path, images_dir)
+    except DatasetError as error:  # look at the other file too before giving up
+        findings = Findings(str(path), faults=str(error).split("\n"))
+        findings.count("file", path.name)
+        return Split(name, path, None, findings)
+    return Split(name, path, scan.dataset, scan.findings, look_for_files(scan.dataset, scan.findings))
+
+
+def _decode(split: Split) -> None:
+    if split.dataset is not None:
+        split.decoded.update(decode_files(split.dataset, split.unusable, split.findings))
+
+
+def _compare_looks(train: Split, val: Split) -> None:
+    if train.dataset is None or val.dataset is None or not train.decoded or not val.decoded:
+        return
+    train_ids, val_ids = list(train.decoded), list(val.decoded)
+    thumbnails = [np.stack([decoded.thumbnail for decoded in split.decoded.values()]) for split in (train, val)]
+    train_paths = {image.id: train.dataset.image_path(image) for image in train.dataset.images}
+    val_images = {image.id: image for image in val.dataset.images}
+    for val_index, train_index in find_twins(*thumbnails):
+        image, twin = val_images[val_ids[val_index]], train_paths[train_ids[train_index]]
+        if val.dataset.image_path(image) != twin:
+            text = f"{printable(image.file_name)} like {printable(twin.relative_to(train.dataset.images_dir))}"
+            val.findings.count("image-nearly-in-both-splits", text, image.id, twin=twin)
 
 
 def _compare_categories(train: CocoDataset, val: CocoDataset, findings: Findings) -> None:
@@ -111,6 +181,7 @@ def _compare_categories(train: CocoDataset, val: CocoDataset, findings: Findings
     got = {category.id: category.name for category in val.categories}
     differing = [key for key in sorted({*expected, *got}) if expected.get(key) != got.get(key)]
     findings.fault(
+        "categories-differ",
         "'categories'",
         f"the categories of {train.path}, there {_named(expected, differing)}",
         f"here {_named(got, differing)}",
@@ -122,57 +193,15 @@ def _named(names: dict[int, str], ids: list[int]) -> str:
     return shorten([f"{key} = {names.get(key, 'nothing')!r}" for key in ids], 5)
 
 
-def _warn_untrained(train: CocoDataset, findings: Findings) -> None:
+def _count_untrained(train: CocoDataset, findings: Findings) -> None:
     used = {annotation.category_id for annotation in train.annotations if not annotation.is_crowd}
     for category in train.categories:
         if category.id not in used:
-            findings.count(_UNUSED, f"category {category.id} '{category.name}'")
+            findings.count("category-unused", f"category {category.id} '{printable(category.name)}'")
 
 
-def _warn_shared(train: CocoDataset, val: CocoDataset, findings: Findings) -> None:
+def _count_shared(train: CocoDataset, val: CocoDataset, findings: Findings) -> None:
     trained = {train.image_path(image) for image in train.images}
     for image in val.images:
         if val.image_path(image) in trained:
-            findings.count(_SHARED, image.file_name)
-
-
-def _check_files(dataset: CocoDataset, findings: Findings, decode: bool) -> None:
-    missing = [image.file_name for image in dataset.images if not dataset.image_path(image).is_file()]
-    if missing:
-        findings.fault(
-            "",
-            f"{len(dataset.images)} image files in {dataset.images_dir}",
-            f"{len(missing)} missing ({shorten(missing, 3)})",
-            "Check the key 'images' of the split and the file names in the annotation file.",
-        )
-        return
-    for image in dataset.images if decode else ():
-        path = dataset.image_path(image)
-        try:
-            decode_image(path, (image.height, image.width))
-        except DatasetError as error:
-            findings.faults.append(str(error))
-        else:
-            if exif_orientation(path) != 1:
-                findings.count(_ROTATED, image.file_name)
-
-
-def _report(name: str, dataset: CocoDataset, findings: Findings) -> SplitReport:
-    names = {category.id: category.name for category in dataset.categories}
-    boxes = [annotation for annotation in dataset.annotations if not annotation.is_crowd]
-    per_category = Counter(names[annotation.category_id] for annotation in boxes)
-    return SplitReport(
-        name=name,
-        annotations=str(dataset.path),
-        num_images=len(dataset.images),
-        num_images_without_annotations=sum(not found for found in dataset.annotations_by_image.values()),
-        num_boxes=len(boxes),
-        num_crowds=len(dataset.annotations) - len(boxes),
-        boxes_per_category={category.name: per_category[category.name] for category in dataset.categories},
-        boxes_per_size={
-            "small": sum(box.area < SMALL_AREA_PX for box in boxes),
-            "medium": sum(SMALL_AREA_PX <= box.area < LARGE_AREA_PX for box in boxes),
-            "large": sum(box.area >= LARGE_AREA_PX for box in boxes),
-        },
-        warnings=findings.warnings,
-    )
+            findings.count("image-in-both-splits", printable(image.file_name), image.id)

@@ -2,32 +2,23 @@
 
 What reading changes is counted and reported, never silent: boxes that reach outside their image are clipped,
 boxes wholly outside and boxes without width or height are left out, missing ``area`` and ``iscrowd`` are filled in,
-annotation ids below 1 lead to new ids for all. Everything else that is wrong is an error that names file, id,
-expectation and finding.
+annotation ids below 1 or given twice lead to new ids for all. Everything else that is wrong is an error that names
+file, id, expectation and finding. The policy stands in `sparsedet.detection.data.kinds`.
 """
 
 import hashlib
-import json
-import math
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from sparsedet.common.errors import DatasetError
-from sparsedet.detection.data.findings import Findings, shorten
-
-ROUNDING_PX = 0.01  # a box may exceed its image by this without being counted: files hold rounded numbers
-MIN_INSIDE_PX = 1.0  # a clipped box with less than this in it, in width or height, counts as wholly outside
-
-_CLIPPED = "box reached outside its image and was clipped"
-_OUTSIDE = "box lies outside its image (less than a pixel inside) and was left out"
-_EMPTY = "box has no width or no height and was left out"
-_AREA = "'area' was missing or no positive number and was set to width * height"
-_CROWD = "'iscrowd' was missing and was set to 0"
-_RENUMBERED = "annotation id was below 1, which evaluators lose, so all annotations were numbered from 1"
-_SAME_FILE = "image names the same file as another image"
-_SAME_NAME = "category has the same name as another category"
+from sparsedet.detection.data.boxes import BoxSurvey, inside
+from sparsedet.detection.data.entries import as_bbox, escape_in, has_keys, is_a, is_number, name_of, place_of
+from sparsedet.detection.data.findings import MAX_EXAMPLES, Findings, printable, shorten
+from sparsedet.detection.data.images import MAX_PIXELS
+from sparsedet.detection.data.json_file import parse_json, read_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +58,11 @@ class Annotation:
     bbox: tuple[float, float, float, float]
     area: float
     is_crowd: bool
+
+    @property
+    def identity(self) -> tuple[object, ...]:
+        """What two annotations of one and the same box have in common."""
+        return self.image_id, self.category_id, self.is_crowd, self.bbox
 
 
 @dataclass(frozen=True)
@@ -128,6 +124,21 @@ class CocoDataset:
         }
 
 
+@dataclass(frozen=True)
+class Scan:
+    """What an annotation file holds, usable or not.
+
+    Attributes:
+        dataset: all of it that is usable.
+        findings: what was put right, is odd, or is refused.
+        kept: annotation by its index in the file's list; what is missing was left out.
+    """
+
+    dataset: CocoDataset
+    findings: Findings
+    kept: dict[int, Annotation]
+
+
 def read_coco(path: Path, images_dir: Path) -> tuple[CocoDataset, Findings]:
     """Read and normalise a COCO annotation file; images are not opened.
 
@@ -137,246 +148,239 @@ def read_coco(path: Path, images_dir: Path) -> tuple[CocoDataset, Findings]:
     Raises:
         DatasetError: the file is missing, no JSON, or not consistent; the first ten faults and their number.
     """
+    scan = scan_coco(path, images_dir)
+    scan.findings.raise_faults()
+    return scan.dataset, scan.findings
+
+
+def scan_coco(path: Path, images_dir: Path) -> Scan:
+    """Read a COCO annotation file as `read_coco`, but note what is refused and go on without it.
+
+    Raises:
+        DatasetError: the file is missing, no JSON, or not in COCO's format.
+    """
     content = read_bytes(path)
-    findings = Findings(str(path))
-    data = parse_json(content, path)
+    return scan_data(parse_json(content, path), path, images_dir, hashlib.sha256(content).hexdigest()[:16])
+
+
+def scan_data(data: Any, path: Path, images_dir: Path, data_hash: str = "", max_examples: int = MAX_EXAMPLES) -> Scan:
+    """Look through the parsed `data` of an annotation file and keep so many places of each finding; see `scan_coco`."""
+    findings = Findings(str(path), max_examples=max_examples)
     lists = _lists(data, findings)
     findings.raise_faults()
     images = _images(lists["images"], findings)
     categories = _categories(lists["categories"], findings)
-    category_ids = {category.id for category in categories}
-    annotations = _annotations(lists["annotations"], images, category_ids, findings)
-    findings.raise_faults()
-    return CocoDataset(
+    kept = _annotations(lists["annotations"], images, set(categories), findings)
+    _note_order(lists, findings)
+    _note_ids(images, categories, findings)
+    dataset = CocoDataset(
         path=path,
         images_dir=images_dir,
-        images=tuple(images[image_id] for image_id in sorted(images)),
-        categories=tuple(sorted(categories, key=lambda category: category.id)),
-        annotations=annotations,
-        data_hash=hashlib.sha256(content).hexdigest()[:16],
-    ), findings
-
-
-def read_bytes(path: Path) -> bytes:
-    """Return the content of a JSON file, or raise DatasetError when it cannot be read."""
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise DatasetError(f"{path}: expected a JSON file, got '{error.strerror}'. Check the path.") from error
-
-
-def parse_json(content: bytes, path: Path) -> Any:
-    """Return the parsed `content` of `path`, or raise DatasetError when it is no JSON."""
-    try:
-        return json.loads(content)
-    except (ValueError, RecursionError) as error:
-        raise DatasetError(
-            f"{path}: expected valid JSON, got {len(content)} bytes that are none ({error}). "
-            "The file may be truncated: write or download it again."
-        ) from error
+        images=tuple(image for _, image in sorted(images.items()) if image is not None),
+        categories=tuple(category for _, category in sorted(categories.items())),
+        annotations=tuple(kept.values()),
+        data_hash=data_hash,
+    )
+    for image_id, found in dataset.annotations_by_image.items():
+        if not found:
+            findings.count("image-empty", f"image {image_id}", image_id)
+    return Scan(dataset, findings, kept)
 
 
 def _lists(data: Any, findings: Findings) -> dict[str, list[Any]]:
     remedy = "Give an annotation file in COCO's format for object detection."
     if not isinstance(data, dict):
         expected = "a JSON object with 'images', 'annotations' and 'categories'"
-        findings.fault("", expected, f"{_KINDS[type(data)]}", remedy)
+        findings.fault("file", "", expected, name_of(data), remedy)
         return {}
     for key in ("images", "annotations", "categories"):
         value = data.get(key)
         if key not in data:
-            findings.fault("", f"the key '{key}'", f"the keys {sorted(data)}", remedy)
+            findings.fault("file", "", f"the key '{key}'", f"the keys {sorted(data)}", remedy)
         elif not isinstance(value, list):
-            findings.fault(f"'{key}'", "a list", _KINDS[type(value)], remedy)
+            findings.fault("file", f"'{key}'", "a list", name_of(value), remedy)
         elif not value:
-            findings.fault(f"'{key}'", "at least one entry", "an empty list", "Annotate some images first.")
+            findings.fault("file", f"'{key}'", "at least one entry", "an empty list", "Annotate some images first.")
     return data
 
 
-def _images(entries: list[Any], findings: Findings) -> dict[int, ImageRecord]:
-    images: dict[int, ImageRecord] = {}
+def _images(entries: list[Any], findings: Findings) -> dict[int, ImageRecord | None]:
+    """Return the images by id; None stands for one that is known but not usable."""
+    images: dict[int, ImageRecord | None] = {}
     names: set[str] = set()
     for index, entry in enumerate(entries):
-        where = _where("images", index, entry)
+        where = place_of("images", index, entry)
         keys = {"id": int, "file_name": str, "width": int, "height": int}
-        if not _has_keys(entry, keys, where, findings):
+        if not has_keys(entry, keys, "image-entry", where, findings):
+            if isinstance(entry, dict) and is_a(entry.get("id"), int):
+                images.setdefault(entry["id"], None)
             continue
         image = ImageRecord(entry["id"], entry["file_name"], entry["width"], entry["height"])
-        if image.width < 1 or image.height < 1:
-            size = f"{image.width}x{image.height}"
-            findings.fault(where, "positive width and height", size, "Write the size of the image file.")
         if image.id in images:
-            _duplicate(where, findings)
+            _repeated("image-id-repeated", where, findings, image.id)
+            continue
+        images[image.id] = image if _is_usable(image, where, findings) else None
         if image.file_name in names:
-            findings.count(_SAME_FILE, f"image {image.id}")
-        images[image.id] = image
+            findings.count("image-file-shared", where, image.id)
+        if not image.file_name.isascii():
+            findings.count("image-name-unicode", printable(image.file_name), image.id)
         names.add(image.file_name)
     return images
 
 
-def _categories(entries: list[Any], findings: Findings) -> list[Category]:
+def _is_usable(image: ImageRecord, where: str, findings: Findings) -> bool:
+    """Check size and file name of an image, noting what is wrong."""
+    before = len(findings.faults)
+    size = f"{image.width}x{image.height}"
+    if image.width < 1 or image.height < 1:
+        expected = "positive width and height"
+        findings.fault("image-entry", where, expected, size, "Write the size of the image file.", image.id)
+    elif image.width * image.height > MAX_PIXELS:
+        expected = f"at most {MAX_PIXELS} pixels"
+        remedy = "Correct the size, or cut the image into tiles."
+        findings.fault("image-too-large", where, expected, f"{size} ('{image.file_name}')", remedy, image.id)
+    escape = escape_in(image.file_name)
+    if escape is not None:
+        expected = "a file_name inside the folder of the images"
+        remedy = "Write it relative to that folder."
+        findings.fault("image-name-unsafe", where, expected, f"{escape}: '{image.file_name}'", remedy, image.id)
+    return len(findings.faults) == before
+
+
+def _categories(entries: list[Any], findings: Findings) -> dict[int, Category]:
     categories: dict[int, Category] = {}
     names: set[str] = set()
     for index, entry in enumerate(entries):
-        where = _where("categories", index, entry)
-        if not _has_keys(entry, {"id": int, "name": str}, where, findings):
+        where = place_of("categories", index, entry)
+        if not has_keys(entry, {"id": int, "name": str}, "category-entry", where, findings):
             continue
         category = Category(entry["id"], entry["name"])
         if category.id in categories:
-            _duplicate(where, findings)
+            _repeated("category-id-repeated", where, findings)
+            continue
         if category.name in names:
-            findings.count(_SAME_NAME, f"category {category.id} '{category.name}'")
+            findings.count("category-name-shared", f"{where} '{printable(category.name)}'")
         categories[category.id] = category
         names.add(category.name)
-    return list(categories.values())
+    return categories
 
 
 def _annotations(
-    entries: list[Any], images: dict[int, ImageRecord], category_ids: set[int], findings: Findings
-) -> tuple[Annotation, ...]:
-    annotations: list[Annotation] = []
+    entries: list[Any], images: dict[int, ImageRecord | None], category_ids: set[int], findings: Findings
+) -> dict[int, Annotation]:
+    """Return the usable annotations by their index in `entries`."""
+    annotations: dict[int, Annotation] = {}
     keys = {"id": int, "image_id": int, "category_id": int, "bbox": list}
-    seen: set[int] = set()
+    ids: set[int] = set()
+    survey = BoxSurvey()
     for index, entry in enumerate(entries):
-        where = _where("annotations", index, entry)
-        if not _has_keys(entry, keys, where, findings):
+        where = place_of("annotations", index, entry)
+        if not has_keys(entry, keys, "annotation-entry", where, findings):
             continue
-        if entry["id"] in seen:
-            _duplicate(where, findings)
-        seen.add(entry["id"])
+        if entry["id"] in ids:
+            findings.count("annotation-id-repeated", where, entry["image_id"])
+        if entry["id"] < 1:
+            findings.count("annotation-id-below-1", where, entry["image_id"])
+        ids.add(entry["id"])
         where = f"{where} (image {entry['image_id']})"
-        image = images.get(entry["image_id"])
-        if _is_consistent(entry, where, image, category_ids, findings) and image is not None:
-            annotation = _normalised(entry, where, image, findings)
+        if _is_consistent(entry, where, images, category_ids, findings):
+            annotation = _normalised(entry, where, images[entry["image_id"]], survey, findings)
             if annotation is not None:
-                annotations.append(annotation)
-    _warn_of_corners(len(entries), findings)
+                annotations[index] = annotation
+    survey.judge(findings)
+    _note_repeated(annotations.values(), findings)
     return _numbered(annotations, findings)
 
 
 def _is_consistent(
-    entry: dict[str, Any], where: str, image: ImageRecord | None, category_ids: set[int], findings: Findings
+    entry: dict[str, Any],
+    where: str,
+    images: dict[int, ImageRecord | None],
+    category_ids: set[int],
+    findings: Findings,
 ) -> bool:
     """Check what an annotation says against the images and categories, noting what is wrong."""
     before = len(findings.faults)
-    if image is None:
+    image_id = entry["image_id"]
+    if image_id not in images:
         remedy = "Add the image or remove the annotation."
-        findings.fault(where, "the id of an image in 'images'", f"image_id {entry['image_id']}", remedy)
+        findings.fault("annotation-image", where, "the id of an image in 'images'", f"image_id {image_id}", remedy)
     if entry["category_id"] not in category_ids:
         expected = f"the id of a category in 'categories' ({shorten(sorted(category_ids))})"
         remedy = "Add the category or remove the annotation."
-        findings.fault(where, expected, f"category_id {entry['category_id']}", remedy)
-    if not _is_box(entry["bbox"]):
+        got = f"category_id {entry['category_id']}"
+        findings.fault("annotation-category", where, expected, got, remedy, image_id)
+    bbox = as_bbox(entry["bbox"])
+    if bbox is None or min(bbox[2:]) < 0:
         expected = "bbox to be 4 finite numbers [x, y, width, height] with width and height not below 0"
-        findings.fault(where, expected, entry["bbox"], "Correct or remove the annotation.")
+        findings.fault(
+            "box-invalid", where, expected, entry["bbox"], "Correct or remove the annotation.", image_id, bbox
+        )
     if entry.get("iscrowd", 0) not in (0, 1):
-        findings.fault(where, "iscrowd to be 0 or 1", repr(entry["iscrowd"]), "Correct it.")
+        got = repr(entry["iscrowd"])
+        findings.fault("iscrowd-invalid", where, "iscrowd to be 0 or 1", got, "Correct it.", image_id, bbox)
     return len(findings.faults) == before
 
 
-def _normalised(entry: dict[str, Any], where: str, image: ImageRecord, findings: Findings) -> Annotation | None:
-    """Return the annotation, box clipped and gaps filled, or None if nothing of it is in the image."""
-    if 0 in entry["bbox"][2:]:  # COCO's train2017 has two such boxes
-        findings.count(_EMPTY, where)
+def _normalised(
+    entry: dict[str, Any], where: str, image: ImageRecord | None, survey: BoxSurvey, findings: Findings
+) -> Annotation | None:
+    """Return the annotation, box clipped and gaps filled, or None if nothing of it is in a usable image."""
+    bbox = as_bbox(entry["bbox"])
+    if image is None or bbox is None:
         return None
-    box, moved_px = _clip(entry["bbox"], image)
-    was_clipped = moved_px > ROUNDING_PX
-    smaller_side = min(box[2], box[3])
-    if smaller_side <= 0 or (was_clipped and smaller_side < MIN_INSIDE_PX):
-        findings.count(_OUTSIDE, where)
+    survey.add(bbox, image.width, image.height, where, image.id)
+    clipped = inside(bbox, image.width, image.height, where, image.id, findings)
+    if clipped is None:
         return None
-    if was_clipped:
-        findings.count(_CLIPPED, where)
+    box, was_clipped = clipped
     area: Any = entry.get("area")
-    if not _is_number(area) or area <= 0:
-        findings.count(_AREA, where)
+    if not is_number(area) or area <= 0:
+        findings.count("area-missing", where, image.id, bbox)
         area = box[2] * box[3]
     if was_clipped:
         area = min(area, box[2] * box[3])
     if "iscrowd" not in entry:
-        findings.count(_CROWD, where)
+        findings.count("iscrowd-missing", where, image.id, bbox)
     is_crowd = bool(entry.get("iscrowd", 0))
+    if is_crowd:
+        findings.count("crowd", where, image.id, bbox)
     return Annotation(entry["id"], image.id, entry["category_id"], box, float(area), is_crowd)
 
 
-def _warn_of_corners(num_boxes: int, findings: Findings) -> None:
-    """Note that most boxes reach outside, which happens when corners are given as width and height."""
-    num_outside = findings.num_counted(_CLIPPED) + findings.num_counted(_OUTSIDE)
-    if num_outside > num_boxes / 2:
-        findings.note(
-            f"{num_outside} of {num_boxes} boxes reach outside their image. "
-            "Are they corners [x1, y1, x2, y2] instead of [x, y, width, height]?"
-        )
+def _note_repeated(annotations: Iterable[Annotation], findings: Findings) -> None:
+    seen: set[tuple[object, ...]] = set()
+    for annotation in annotations:
+        if annotation.identity in seen:
+            where = f"annotation {annotation.id} (image {annotation.image_id})"
+            findings.count("box-repeated", where, annotation.image_id, annotation.bbox)
+        seen.add(annotation.identity)
 
 
-def _clip(bbox: list[float], image: ImageRecord) -> tuple[tuple[float, float, float, float], float]:
-    """Return the part of `bbox` inside `image`, and by how many pixels the side that moved most has moved."""
-    x, y, width, height = map(float, bbox)
-    left, right = (min(max(edge, 0.0), image.width) for edge in (x, x + width))
-    top, bottom = (min(max(edge, 0.0), image.height) for edge in (y, y + height))
-    moved = max(abs(left - x), abs(right - (x + width)), abs(top - y), abs(bottom - (y + height)))
-    if moved == 0:
-        return (x, y, width, height), 0.0
-    return (left, top, right - left, bottom - top), moved
+def _numbered(annotations: dict[int, Annotation], findings: Findings) -> dict[int, Annotation]:
+    """Return the annotations with ids that all evaluators understand alike."""
+    if not findings.num_counted("annotation-id-below-1") + findings.num_counted("annotation-id-repeated"):
+        return annotations
+    numbered = enumerate(annotations.items(), start=1)
+    return {index: replace(annotation, id=number) for number, (index, annotation) in numbered}
 
 
-def _numbered(annotations: list[Annotation], findings: Findings) -> tuple[Annotation, ...]:
-    below = [annotation for annotation in annotations if annotation.id < 1]
-    for annotation in below:
-        findings.count(_RENUMBERED, f"annotation {annotation.id}")
-    if not below:
-        return tuple(annotations)
-    return tuple(
-        Annotation(number, old.image_id, old.category_id, old.bbox, old.area, old.is_crowd)
-        for number, old in enumerate(annotations, start=1)
-    )
+def _note_order(lists: dict[str, list[Any]], findings: Findings) -> None:
+    for key in ("images", "annotations", "categories"):
+        ids = [entry["id"] for entry in lists[key] if isinstance(entry, dict) and is_a(entry.get("id"), int)]
+        if any(second < first for first, second in pairwise(ids)):
+            findings.count("ids-unsorted", f"'{key}'")
 
 
-def _has_keys(entry: Any, kinds: dict[str, type], where: str, findings: Findings) -> bool:
-    """Check that `entry` is an object with these keys of these kinds, noting what is not."""
-    if not isinstance(entry, dict):
-        findings.fault(where, "an object", _KINDS[type(entry)], "Correct the entry.")
-        return False
-    fine = True
-    for key, kind in kinds.items():
-        value = entry.get(key)
-        if key not in entry:
-            findings.fault(where, f"the key '{key}'", f"the keys {sorted(entry)}", "Add it.")
-            fine = False
-        elif not isinstance(value, kind) or isinstance(value, bool):
-            findings.fault(where, f"'{key}' to be {_KINDS[kind]}", repr(value), "Correct it.")
-            fine = False
-    return fine
+def _note_ids(images: dict[int, ImageRecord | None], categories: dict[int, Category], findings: Findings) -> None:
+    for name, ids in (("image", images), ("category", categories)):
+        for number in ids:
+            if number == 0:
+                findings.count("id-zero", f"{name} {number}")
+    if categories and max(categories) - min(categories) >= len(categories):
+        findings.count("category-id-gaps", shorten(sorted(categories)))
 
 
-_KINDS = {
-    dict: "an object",
-    list: "a list",
-    str: "text",
-    int: "an integer",
-    float: "a number",
-    bool: "a truth value",
-    type(None): "null",
-}
-
-
-def _where(key: str, index: int, entry: Any) -> str:
-    """Name an entry by its id, or by its place in the list where it has none."""
-    if isinstance(entry, dict) and "id" in entry:
-        return f"{_SINGULAR[key]} {entry['id']}"
-    return f"{key}[{index}]"
-
-
-_SINGULAR = {"images": "image", "annotations": "annotation", "categories": "category"}
-
-
-def _duplicate(where: str, findings: Findings) -> None:
-    findings.fault(where, "every id once", "this id a second time", "Give it an unused id, or remove it.")
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _is_box(bbox: list[Any]) -> bool:
-    return len(bbox) == 4 and all(map(_is_number, bbox)) and bbox[2] >= 0 and bbox[3] >= 0
+def _repeated(kind: str, where: str, findings: Findings, image_id: int | None = None) -> None:
+    remedy = "Give it an unused id, or remove it."
+    findings.fault(kind, where, "every id once", "this id a second time", remedy, image_id)

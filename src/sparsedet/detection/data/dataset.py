@@ -58,6 +58,7 @@ class DetectionDataset(Dataset[Sample]):
     def __init__(self, coco: CocoDataset, config: DataConfig, is_train: bool, seed: int = 0) -> None:
         self.coco = coco
         self.config = config
+        self.is_train = is_train
         key = "train_without_annotations" if is_train else "val_without_annotations"
         keeps_all: bool = getattr(config, key)
         self.images = tuple(image for image in coco.images if keeps_all or coco.annotations_by_image[image.id])
@@ -103,6 +104,10 @@ class DetectionDataset(Dataset[Sample]):
         boxes = _corners(annotations) - _last_pixel(inclusive)
         labels = [IGNORE if a.is_crowd else self._labels[a.category_id] for a in annotations]
         return Scene(self._decode(index), boxes.float(), torch.tensor(labels, dtype=torch.int64), self, inclusive)
+
+    def pixels(self, sample: Sample) -> Tensor:
+        """Return the image of a sample before normalisation, uint8, shape (3, H, W)."""
+        return (sample.image * self._std + self._mean).round().clamp(0, 255).byte()
 
     def _decode(self, index: int) -> Tensor:
         if self._cache is not None and index in self._cache:

@@ -33,7 +33,7 @@ def open_splits(config: DataConfig, seed: int) -> Splits:
     Raises:
         DatasetError: anything is wrong with them.
     """
-    train, val, report = load_splits(config)
+    train, val, warnings = load_splits(config)
     dataset = DetectionDataset(train, config, is_train=True, seed=seed)
     _check_count("num_classes", config.num_classes, len(train.categories), "categories", train.path)
     _check_count("num_train_images", config.num_train_images, len(dataset), "training images", train.path)
@@ -41,7 +41,7 @@ def open_splits(config: DataConfig, seed: int) -> Splits:
         dataset,
         DetectionDataset(val, config, is_train=False),
         hash_json([train.data_hash, val.data_hash]),
-        report.warnings,
+        warnings,
     )
 
 
