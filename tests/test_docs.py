@@ -97,7 +97,7 @@ def test_commands_of_the_readme_run(workplace, tiny_data, capsys):
                 continue
             seen.add(command)
             name = command.split()[1]
-            text = command.replace("PATH/TO/DATA", str(tiny_data))
+            text = command.replace("PATH/TO/DATA", str(tiny_data)).replace("PATH/TO/IMAGES", str(tiny_data / "images"))
             if "PATH/TO/COCO" in text or "--dry-run" in text:
                 run(dry(text))
             elif name == "demo":

@@ -61,6 +61,33 @@ def test_notes_name_what_has_no_effect_and_count_the_rest():
     assert stream.getvalue() == expected
 
 
+@pytest.mark.parametrize(("total", "expected"), [(3, [1, 2, 3]), (20, [2, 4, 6, 8, 10, 12, 14, 16, 18, 20])])
+def test_counting_says_ten_lines_with_the_rate(total, expected, monkeypatch):
+    clock = iter([100.0, *(100.0 + number / 4 for number in expected)])
+    monkeypatch.setattr("sparsedet.benchmark.console.time.perf_counter", lambda: next(clock))
+    printer, stream = console(is_terminal=False)
+    with printer.counting("predict", total) as count:
+        for done in range(1, total + 1):
+            count(done)
+    assert stream.getvalue() == "".join(f"  predict {done}/{total} images, 4.0 images/s\n" for done in expected)
+
+
+def test_counting_on_a_terminal_leaves_one_line():
+    printer, stream = console(is_terminal=True)
+    with printer.counting("predict", 3) as count:
+        count(3)
+    assert re.search(r"predict .*3/3 \d+\.\d images/s", stream.getvalue())
+    assert re.search(r"  predict 3 images, \d+\.\d images/s\n$", stream.getvalue())
+
+
+def test_counting_quietly():
+    printer, stream = console(is_terminal=True)
+    printer.quiet = True
+    with printer.counting("predict", 3) as count:
+        count(3)
+    assert stream.getvalue() == ""
+
+
 @pytest.mark.parametrize("text", ["[bold]x[/]", "a [1, 2]"])
 def test_brackets_are_printed_as_they_are(text):
     printer, stream = console(is_terminal=False)

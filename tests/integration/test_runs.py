@@ -10,11 +10,15 @@ from rich.console import Console as RichConsole
 
 from sparsedet.benchmark.console import Console
 from sparsedet.benchmark.evaluation import evaluate_checkpoint
+from sparsedet.benchmark.recipe import load_recipe
 from sparsedet.benchmark.sparsity_callback import SparsityCallback
 from sparsedet.benchmark.suite import load_suite, run_suite
 from sparsedet.benchmark.verify import verify_file
 from sparsedet.common.checkpoint import load_checkpoint
 from sparsedet.common.errors import CheckpointError, ConfigError, DatasetError, TargetMatchError, UnreachableTargetError
+from sparsedet.detection.bootstrap import bootstrap
+from sparsedet.detection.data.splits import open_splits
+from sparsedet.detection.evaluation import read_results
 from sparsedet.report import render, write_report
 from sparsedet.report.record import read_records
 
@@ -112,6 +116,18 @@ def test_pruned_weights_are_zero_without_the_last_apply(tiny_recipe, tmp_path, m
     monkeypatch.setattr(SparsityCallback, "before_evaluate", lambda self, model: None)
     (record, _) = run(tiny_recipe, tmp_path / "run", LEVELS)
     assert record.measured_sparsity == record.allocated_sparsity == pytest.approx(0.5, abs=1e-4)
+
+
+def test_records_say_how_sure_ap_is_and_what_was_lost(suite_run):
+    folder, records = suite_run
+    truth = open_splits(load_recipe(folder.parent / "tiny.yaml").recipe.data, 0).val.coco.ground_truth()
+    dense = bootstrap(truth, read_results(folder / "dense" / "dense" / "detections.json"))
+    for (name, _), record in records.items():
+        own = bootstrap(truth, read_results(folder / name / record.folder / "detections.json"))
+        assert own.ap == pytest.approx(record.ap, abs=1e-12)
+        assert record.ap_interval == own.interval()
+        assert record.ap_drop_interval == (own.drop_from(dense) if name in ("lamp", "two-four") else None)
+    assert "AP lost" in render(folder, "md")
 
 
 def test_saved_detections_evaluate_to_the_recorded_numbers(suite_run):

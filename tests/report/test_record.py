@@ -24,6 +24,17 @@ def test_a_record_written_before_sizes_were_recorded_is_read(tmp_path, make):
     assert (record.ap, record.size_bytes_dense, record.size_bytes_sparse) == (0.612, None, None)
 
 
+def test_intervals_come_back_and_old_records_have_none(tmp_path, make):
+    record = make.record(ap_interval=(0.58, 0.63), ap_drop_interval=(-0.01, 0.02))
+    old = json.loads(make.level("lamp", 0, 0.3, 0.6, 0.7).model_dump_json())
+    del old["ap_interval"], old["ap_drop_interval"]
+    (tmp_path / "records.jsonl").write_text(json.dumps(old) + "\n")
+    append_record(tmp_path / "records.jsonl", record)
+    first, second = read_records(tmp_path)[0]
+    assert (first.ap_interval, first.ap_drop_interval) == (None, None)
+    assert second == record
+
+
 def test_experiment_without_records_gives_none(tmp_path):
     assert read_records(tmp_path / "absent") == ((), ())
 

@@ -158,6 +158,30 @@ def test_published_columns_only_where_something_is_published(tmp_path, make):
     assert [row[-2:] for row in detail_table(load_run(tmp_path)).rows] == [("", ""), ("40.7", "-4.7")]
 
 
+def test_intervals_stand_beside_ap_and_the_drop_is_dense_minus_sparse(tmp_path, make):
+    make.suite(tmp_path, "dense", "lamp")
+    make.add(tmp_path, make.record(ap_interval=(0.6, 0.6249)))
+    make.add(tmp_path, make.level("lamp", 0, 0.3, 0.622, 0.7, ap_interval=(0.6, 0.63), ap_drop_interval=(-0.02, 0.001)))
+    make.add(tmp_path, make.level("lamp", 1, 0.9, 0.55, 0.3))
+    run = load_run(tmp_path)
+    table = detail_table(run)
+    assert table.header[6:10] == ("AP", "AP interval", "AP lost", "AP50")
+    assert [row[6:9] for row in table.rows] == [
+        ("61.2", "60.0 to 62.5", ""),
+        ("62.2", "60.0 to 63.0", "-1.0 (-2.0 to 0.1)"),
+        ("55.0", "", ""),
+    ]
+    assert any(note.startswith("AP interval is") for note in notes(run))
+    make.suite(tmp_path, "lamp")  # the dense one is no longer in the suite
+    assert "AP lost" not in detail_table(load_run(tmp_path)).header
+
+
+def test_without_intervals_nothing_is_said_of_them(run_dir):
+    run = load_run(run_dir)
+    assert "AP interval" not in detail_table(run).header
+    assert not any("AP interval" in note for note in notes(run))
+
+
 def test_origin_of_the_numbers(run_dir):
     rows = origin_table(load_run(run_dir)).rows
     assert rows[0] == ("dense", "1 of 1", "from scratch", "", "0", "c0ffee", "da7a")

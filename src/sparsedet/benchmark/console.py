@@ -1,5 +1,6 @@
 """What a run says while it goes: live progress on a terminal, plain lines elsewhere. All of it on stderr."""
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -11,6 +12,15 @@ from sparsedet.detection.trainer import StepReport
 from sparsedet.report.record import Record
 
 ROW = "{:<18} {:>8} {:>9} {:>9} {:>7} {:>7} {:>9} {:>7} {:>8}"
+
+_COLUMNS = (
+    TextColumn("{task.description}"),
+    BarColumn(bar_width=8),
+    MofNCompleteColumn(),
+    TextColumn("{task.fields[detail]}"),
+    TimeRemainingColumn(),
+    TextColumn("left"),
+)
 
 
 class Console:
@@ -69,6 +79,26 @@ class Console:
         else:
             yield self._lines(label, log_every)
 
+    @contextmanager
+    def counting(self, label: str, total: int) -> Iterator[Callable[[int], None]]:
+        """Show how many of `total` images are done and at what rate; yields a function of the number done."""
+        began = time.perf_counter()
+
+        def rate(done: int) -> str:
+            return f"{done / max(time.perf_counter() - began, 1e-9):.1f} images/s"
+
+        def line(done: int) -> None:
+            if done * 10 // total > (done - 1) * 10 // total:  # ten lines in all
+                self.say(f"  {label} {done}/{total} images, {rate(done)}")
+
+        if self.quiet or not self._rich.is_terminal:
+            yield line
+            return
+        with Progress(*_COLUMNS, console=self._rich, transient=True) as progress:
+            task = progress.add_task(label, total=total, detail="")
+            yield lambda done: progress.update(task, completed=done, detail=rate(done))
+        self.say(f"  {label} {total} images, {rate(total)}")
+
     def _lines(self, label: str, log_every: int) -> Callable[[StepReport, float], None]:
         def show(step: StepReport, sparsity: float) -> None:
             if (step.step + 1) % (log_every * 10) == 0 or step.step + 1 == step.total_steps:
@@ -81,15 +111,7 @@ class Console:
         return show
 
     def _live(self, label: str) -> Iterator[Callable[[StepReport, float], None]]:
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=8),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[detail]}"),
-            TimeRemainingColumn(),
-            TextColumn("left"),
-        )
-        with Progress(*columns, console=self._rich, transient=True) as progress:
+        with Progress(*_COLUMNS, console=self._rich, transient=True) as progress:
             task = progress.add_task(label, total=None, detail="")
 
             def show(step: StepReport, sparsity: float) -> None:

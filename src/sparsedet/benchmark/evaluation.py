@@ -10,10 +10,11 @@ from sparsedet.benchmark.checkpoint import SavedDetector, open_checkpoint
 from sparsedet.benchmark.samples import spread
 from sparsedet.common.errors import CheckpointError
 from sparsedet.common.runtime import choose_device, start
+from sparsedet.detection.bootstrap import Interval, bootstrap
 from sparsedet.detection.data.dataset import DetectionDataset
 from sparsedet.detection.data.loader import val_loader
 from sparsedet.detection.data.splits import open_splits
-from sparsedet.detection.evaluation import evaluate, read_results, write_results
+from sparsedet.detection.evaluation import DetailedMetrics, evaluate, evaluate_in_detail, read_results, write_results
 from sparsedet.detection.inference import detect
 
 
@@ -38,10 +39,44 @@ def evaluate_checkpoint(
         DatasetError: annotations, images or the results file are wrong.
     """
     evaluation = open_evaluation(path, overrides, device_name)
+    return evaluation.metrics(_results(evaluation, detections, save_detections))
+
+
+def evaluate_checkpoint_in_detail(
+    path: Path,
+    overrides: tuple[str, ...] = (),
+    device_name: str = "auto",
+    detections: Path | None = None,
+    save_detections: Path | None = None,
+    max_detections: tuple[int, ...] = (),
+) -> tuple[DetailedMetrics, Interval | None]:
+    """Return what `evaluate_checkpoint` does in detail, and the 95 % confidence interval of AP.
+
+    Args:
+        path: likewise.
+        overrides: likewise.
+        device_name: likewise.
+        detections: likewise.
+        save_detections: likewise.
+        max_detections: limits beside COCO's 100 detections per image and category.
+
+    Raises:
+        ConfigError: a limit is below 1.
+        CheckpointError, DatasetError: as `evaluate_checkpoint` does.
+    """
+    evaluation = open_evaluation(path, overrides, device_name)
+    results = _results(evaluation, detections, save_detections)
+    truth = evaluation.images.coco.ground_truth()
+    evaluator = evaluation.saved.recipe.evaluation.evaluator
+    detail = evaluate_in_detail(truth, results, evaluator, max_detections)
+    return detail, bootstrap(truth, results).interval()
+
+
+def _results(evaluation: "Evaluation", detections: Path | None, save_detections: Path | None) -> list[dict[str, Any]]:
     results = evaluation.detect() if detections is None else read_results(detections)
     if save_detections is not None:
         write_results(save_detections, results)
-    return evaluation.metrics(results)
+    return results
 
 
 @dataclass(frozen=True)

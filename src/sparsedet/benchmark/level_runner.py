@@ -14,6 +14,7 @@ from sparsedet.benchmark import analysis
 from sparsedet.benchmark.calibration import TrainingBatches, calibration_of, run_detector
 from sparsedet.benchmark.checkpoint import CHECKPOINT_FILE, build_detector, num_level_bytes
 from sparsedet.benchmark.compact import WEIGHTS_FILE, write_compact
+from sparsedet.benchmark.intervals import DETECTIONS_FILE, intervals
 from sparsedet.benchmark.job import Job
 from sparsedet.benchmark.levels import split_levels
 from sparsedet.benchmark.sparsity_callback import SparsityCallback
@@ -32,7 +33,6 @@ from sparsedet.report.record import RECORDS_FILE, Record, append_record
 from sparsedet.sparsity import Measurement, Sparsifier, measure, profile_model, reestimate_batch_norm
 
 METRICS_FILE = "metrics.jsonl"
-DETECTIONS_FILE = "detections.json"
 LAYERS_FILE = "layers.json"
 PERMUTATION_FILE = "permutation.json"
 
@@ -176,9 +176,11 @@ class LevelRunner:
         measurement = self._measure()
         folder = self.folder / self.names[index]
         write_results(folder / DETECTIONS_FILE, results)
+        truth = self.splits.val.coco.ground_truth()
+        sureness = intervals(truth, results, self.folder.parent, self.job.name, self.splits.hash)
         write_json(folder / LAYERS_FILE, analysis.layer_rows(measurement))
         self._save(folder, index, metrics, measurement.measured_sparsity)
-        record = self._record(index, metrics, measurement, loss, time.perf_counter() - began)
+        record = self._record(index, metrics, measurement, loss, time.perf_counter() - began, sureness)
         append_record(self.folder / RECORDS_FILE, record)
         self.console.record(record)
 
@@ -282,7 +284,13 @@ class LevelRunner:
         save_checkpoint(folder / CHECKPOINT_FILE, content)
 
     def _record(
-        self, index: int, metrics: dict[str, float], measured: Measurement, loss: float | None, seconds: float
+        self,
+        index: int,
+        metrics: dict[str, float],
+        measured: Measurement,
+        loss: float | None,
+        seconds: float,
+        sureness: dict[str, Any],
     ) -> Record:
         is_pruned = self.callback is not None
         return Record(
@@ -308,6 +316,7 @@ class LevelRunner:
             ap_after_pruning=self.ap_after_pruning,
             ap_after_reestimation=self.ap_after_reestimation,
             metrics=metrics,
+            **sureness,
             loss=loss,
             steps=self.levels[index].num_steps,
             seconds=round(seconds, 2),

@@ -10,6 +10,7 @@ from sparsedet.cli import (
     data_commands,
     export_commands,
     inspect_commands,
+    predict_commands,
     run_commands,
 )
 
@@ -23,6 +24,7 @@ app = typer.Typer(
 run_commands.add_to(app)
 inspect_commands.add_to(app)
 export_commands.add_to(app)
+predict_commands.add_to(app)
 app.add_typer(checkpoint_commands.app, name="checkpoint")
 app.add_typer(config_commands.app, name="config")
 app.add_typer(data_commands.app, name="data")

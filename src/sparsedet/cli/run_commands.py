@@ -118,19 +118,38 @@ def evaluate(
         Path | None, typer.Option(help="Evaluate this COCO results file instead of running the detector.")
     ] = None,
     save_detections: Annotated[Path | None, typer.Option(help="Write the detections as COCO results JSON.")] = None,
+    per_class: Annotated[bool, typer.Option("--per-class", help="Also show each class.")] = False,
+    max_detections: Annotated[
+        list[int] | None,
+        typer.Option(min=1, help="Also show AP and recall at so many detections per image and class (COCO: 100)."),
+    ] = None,
     device: Device = "auto",
     set_: Overrides = None,
     as_json: Json = False,
 ) -> None:
     """Evaluate a checkpoint on its validation split (or another: --set data.root=… data.val.annotations=…)."""
-    from sparsedet.benchmark.evaluation import evaluate_checkpoint
+    from sparsedet.benchmark.evaluation import evaluate_checkpoint_in_detail
 
-    metrics = evaluate_checkpoint(checkpoint, overrides(set_), device, detections, save_detections)
+    limits = tuple(max_detections or ())
+    changes = overrides(set_)
+    detail, interval = evaluate_checkpoint_in_detail(checkpoint, changes, device, detections, save_detections, limits)
     if as_json:
-        print(json.dumps(metrics))
-    else:
-        for name, value in metrics.items():
-            print(f"{name:<10} {value:.4f}")
+        more = {"per_class": detail.per_class, "at_max_detections": detail.at_max_detections}
+        print(json.dumps({**detail.metrics, "ap_interval": interval, **more}))
+        return
+    for name, value in detail.metrics.items():
+        key = name.replace("ar100", "ar")  # without the limit, as it is called at another one
+        others = "".join(
+            f"   at {limit}: {metrics[key]:.4f}"
+            for limit, metrics in detail.at_max_detections.items()
+            if key in metrics
+        )
+        sureness = f"   95 % interval {interval[0]:.4f} to {interval[1]:.4f}" if name == "ap" and interval else ""
+        print(f"{name:<10} {value:.4f}{others}{sureness}")
+    if per_class:
+        hidden = ("category_id", "ar1", "ar10")
+        rows = [{key: value for key, value in row.items() if key not in hidden} for row in detail.per_class]
+        print_table([{"class": row.pop("name"), "objects": row.pop("num_objects"), **row} for row in rows])
 
 
 def report(

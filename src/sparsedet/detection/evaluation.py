@@ -7,7 +7,9 @@ import contextlib
 import io
 import json
 import math
+from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,7 +17,7 @@ import hotcoco
 import numpy as np
 from numpy.typing import NDArray
 
-from sparsedet.common.errors import DatasetError, MissingExtraError
+from sparsedet.common.errors import ConfigError, DatasetError, MissingExtraError
 from sparsedet.common.files import write_atomically
 from sparsedet.detection.data.json_file import parse_json, read_bytes
 from sparsedet.detection.structures import Detections
@@ -29,6 +31,49 @@ Evaluator = Literal["hotcoco", "pycocotools"]
 CocoResult = dict[str, Any]
 
 _KEYS = ("image_id", "category_id", "bbox", "score")
+
+_MAX_DETECTIONS = 100  # per image and category, in COCO's numbers
+
+
+@dataclass(frozen=True)
+class _Curves:
+    """What an evaluator gives back.
+
+    Attributes:
+        stats: the twelve metrics, which belong together only at COCO's own limits of detections.
+        precision: shape (10 IoU thresholds, 101 recalls, categories by id, 4 areas, 3 limits of detections); -1 where
+            a category has no object of the area.
+        recall: the same without recalls.
+    """
+
+    stats: NDArray[np.float64]
+    precision: NDArray[np.float64]
+    recall: NDArray[np.float64]
+
+    def metrics_of(self, categories: slice) -> dict[str, float]:
+        """Return the twelve metrics by name of some of the categories."""
+        precision, recall = self.precision[:, :, categories], self.recall[:, categories]
+        values = [_mean(precision[..., 0, 2]), _mean(precision[0, ..., 0, 2]), _mean(precision[5, ..., 0, 2])]
+        values += [_mean(precision[..., area, 2]) for area in (1, 2, 3)]
+        values += [_mean(recall[..., 0, limit]) for limit in (0, 1, 2)]
+        values += [_mean(recall[..., area, 2]) for area in (1, 2, 3)]
+        return dict(zip(METRICS, values, strict=True))
+
+
+@dataclass(frozen=True)
+class DetailedMetrics:
+    """COCO metrics in detail.
+
+    Attributes:
+        metrics: what `evaluate` returns.
+        per_class: for each category its ``category_id``, ``name``, ``num_objects`` (without crowds) and metrics.
+        at_max_detections: for each other limit of detections per image and category the metrics that depend on it:
+            ``ap``, ``ap50``, ``ap75``, ``ap_small`` …, ``ar``, ``ar_small`` ….
+    """
+
+    metrics: dict[str, float]
+    per_class: tuple[dict[str, Any], ...]
+    at_max_detections: dict[int, dict[str, float]]
 
 
 def evaluate(
@@ -50,24 +95,84 @@ def evaluate(
 
     Source: metrics of Lin et al. 2014 (arXiv:1405.0312) as defined by pycocotools.COCOeval.
     """
+    stats = _curves(ground_truth, results, evaluator, _MAX_DETECTIONS).stats
+    return dict(zip(METRICS, map(float, stats), strict=True))
+
+
+def evaluate_in_detail(
+    ground_truth: dict[str, Any],
+    results: Sequence[CocoResult],
+    evaluator: Evaluator = "hotcoco",
+    max_detections: Sequence[int] = (),
+) -> DetailedMetrics:
+    """Return COCO's metrics also for each class, and at other limits of detections; see `evaluate`.
+
+    Args:
+        ground_truth: as `evaluate` takes it.
+        results: as `evaluate` takes them.
+        evaluator: what computes the metrics.
+        max_detections: limits beside COCO's 100 detections per image and category.
+
+    Raises:
+        ConfigError: a limit is below 1.
+        DatasetError, MissingExtraError: as `evaluate` does.
+    """
+    for limit in max_detections:
+        if limit < 1:
+            raise ConfigError(f"max_detections: expected at least 1, got {limit}. Give a count such as 300.")
+    curves = _curves(ground_truth, results, evaluator, _MAX_DETECTIONS)
+    num_objects = Counter(entry["category_id"] for entry in ground_truth["annotations"] if not entry["iscrowd"])
+    categories = sorted(ground_truth["categories"], key=lambda category: int(category["id"]))
+    return DetailedMetrics(
+        metrics=dict(zip(METRICS, map(float, curves.stats), strict=True)),
+        per_class=tuple(
+            {
+                "category_id": category["id"],
+                "name": category["name"],
+                "num_objects": num_objects[category["id"]],
+                **curves.metrics_of(slice(index, index + 1)),
+            }
+            for index, category in enumerate(categories)
+        ),
+        at_max_detections={
+            limit: _at_limit(_curves(ground_truth, results, evaluator, limit)) for limit in max_detections
+        },
+    )
+
+
+def _at_limit(curves: _Curves) -> dict[str, float]:
+    metrics = curves.metrics_of(slice(None))
+    return {name.replace("ar100", "ar"): value for name, value in metrics.items() if name not in ("ar1", "ar10")}
+
+
+def _mean(values: NDArray[np.float64]) -> float:
+    values = values[values > -1]
+    return float(values.mean()) if values.size else -1.0
+
+
+def _curves(
+    ground_truth: dict[str, Any], results: Sequence[CocoResult], evaluator: Evaluator, max_detections: int
+) -> _Curves:
     _check_results(ground_truth, results)
     detections = [
         {"id": number, **_plain(result), "area": result["bbox"][2] * result["bbox"][3], "iscrowd": 0}
         for number, result in enumerate(results, start=1)
     ]
-    stats = EVALUATORS[evaluator](ground_truth, {**ground_truth, "annotations": detections})
-    return dict(zip(METRICS, map(float, stats), strict=True))
+    limits = [1, min(10, max_detections), max_detections]  # in rising order, which pycocotools would make of them
+    return EVALUATORS[evaluator](ground_truth, {**ground_truth, "annotations": detections}, limits)
 
 
-def _evaluate_hotcoco(ground_truth: dict[str, Any], detections: dict[str, Any]) -> NDArray[np.float64]:
+def _evaluate_hotcoco(ground_truth: dict[str, Any], detections: dict[str, Any], limits: list[int]) -> _Curves:
     evaluation = hotcoco.COCOeval(hotcoco.COCO(ground_truth), hotcoco.COCO(detections), "bbox")
+    evaluation.params.max_dets = limits
     evaluation.evaluate()
     evaluation.accumulate()
     evaluation.summary_lines()  # fills `stats` as summarize() does, without printing
-    return np.asarray(evaluation.stats)
+    curves = evaluation.eval or {}
+    return _Curves(np.asarray(evaluation.stats), curves["precision"], curves["recall"])
 
 
-def _evaluate_pycocotools(ground_truth: dict[str, Any], detections: dict[str, Any]) -> NDArray[np.float64]:
+def _evaluate_pycocotools(ground_truth: dict[str, Any], detections: dict[str, Any], limits: list[int]) -> _Curves:
     try:
         from pycocotools.coco import COCO
         from pycocotools.cocoeval import COCOeval
@@ -85,13 +190,14 @@ def _evaluate_pycocotools(ground_truth: dict[str, Any], detections: dict[str, An
             coco.dataset = {**data, "annotations": [dict(annotation) for annotation in data["annotations"]]}
             coco.createIndex()
         evaluation = COCOeval(truth, found, "bbox")
+        evaluation.params.maxDets = limits
         evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()
-    return np.asarray(evaluation.stats)
+    return _Curves(np.asarray(evaluation.stats), evaluation.eval["precision"], evaluation.eval["recall"])
 
 
-EVALUATORS: dict[str, Callable[[dict[str, Any], dict[str, Any]], NDArray[np.float64]]] = {
+EVALUATORS: dict[str, Callable[[dict[str, Any], dict[str, Any], list[int]], _Curves]] = {
     "hotcoco": _evaluate_hotcoco,
     "pycocotools": _evaluate_pycocotools,
 }

@@ -18,7 +18,7 @@ def detect(
     device: torch.device,
     precision: str = "fp32",
 ) -> list[dict[str, Any]]:
-    """Run `model` in eval mode over `batches` and return COCO results; its train mode is restored.
+    """Run `model` in eval mode over `batches` and return COCO results by image id; its train mode is restored.
 
     Args:
         model: detector, on `device`.
@@ -39,4 +39,5 @@ def detect(
             results.extend(batch.to_coco_results(found, category_ids))
     finally:
         model.train(was_training)
+    results.sort(key=lambda result: int(result["image_id"]))  # however the images were batched
     return results

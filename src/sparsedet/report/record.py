@@ -16,6 +16,7 @@ RECORDS_FILE = "records.jsonl"
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=0)]
+Difference = Annotated[float, Field(ge=-1, le=1)]
 
 
 class Record(ConfigModel):
@@ -40,6 +41,10 @@ class Record(ConfigModel):
         num_nonzero: those of them that are not zero.
         size_bytes_dense: bytes of the weights and buffers as they are; None in records of older versions.
         size_bytes_sparse: bytes of the compact file that gives back the same bits; None in records of older versions.
+        ap_interval: (low, high), 95 % confidence interval of AP by bootstrap over the images; None where AP is
+            undefined, and in records of older versions.
+        ap_drop_interval: likewise for AP of the dense detector minus this one's, on the same resamples; None where
+            there was no dense detector on the same data.
         ap_after_pruning: AP right after the masks were made, before any training with them.
         ap_after_reestimation: AP after that, with statistics of batch norms estimated anew; None where they were not.
         metrics: the 12 COCO numbers in [0, 1] by the names `ap`, `ap50` …; -1 where COCO defines none.
@@ -72,6 +77,8 @@ class Record(ConfigModel):
     num_nonzero: Count
     size_bytes_dense: Count | None = None
     size_bytes_sparse: Count | None = None
+    ap_interval: tuple[Share, Share] | None = None
+    ap_drop_interval: tuple[Difference, Difference] | None = None
     ap_after_pruning: Annotated[float, Field(ge=-1, le=1)] | None = None
     ap_after_reestimation: Annotated[float, Field(ge=-1, le=1)] | None = None
     metrics: dict[str, Annotated[float, Field(ge=-1, le=1)]]

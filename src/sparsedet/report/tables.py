@@ -12,6 +12,8 @@ from sparsedet.report.run import Experiment, Run
 CORNER = "Network(config)/sparsity"
 PENDING = "…"
 
+_OPTIONAL_COLUMNS = ("AP interval", "AP lost", "published AP", "difference")  # left out where no row has anything
+
 
 @dataclass(frozen=True)
 class Table:
@@ -35,6 +37,11 @@ def ap_text(value: float | None) -> str:
     if value is None:
         return ""
     return f"{100 * value:.1f}" if value >= 0 else "n/a"
+
+
+def interval_text(interval: tuple[float, float] | None) -> str:
+    """An interval of AP in percent; empty for None."""
+    return "" if interval is None else f"{100 * interval[0]:.1f} to {100 * interval[1]:.1f}"
 
 
 def share_text(value: float | None, decimals: int = 2) -> str:
@@ -130,20 +137,25 @@ def detail_table(run: Run) -> Table:
     """One row per record: asked, allocated and measured sparsity, accuracy, cost, and the published value."""
     header: tuple[str, ...] = (
         "experiment", "asked", "allocated", "measured", "measured in chosen", "AP after pruning", "AP",
-        "AP50", "MACs kept", "parameters", "not zero", "MB dense", "MB compact", "steps", "seconds", "published AP",
+        "AP interval", "AP lost", "AP50",
+        "MACs kept", "parameters", "not zero", "MB dense", "MB compact", "steps", "seconds", "published AP",
         "difference",
     )  # fmt: skip
-    if all(record.published_ap is None for record in run.records):
-        header = header[:-2]
     rows = tuple(
-        _detail_row(experiment.name, record)[: len(header)]
+        _detail_row(experiment.name, record, run.dense_for(experiment))
         for experiment in run.experiments
         for record in experiment.records
     )
-    return Table("All levels", "", header, rows)
+    shown = [
+        column
+        for column, name in enumerate(header)
+        if name not in _OPTIONAL_COLUMNS or any(row[column] for row in rows)
+    ]
+    header, *rows_shown = (tuple(row[column] for column in shown) for row in (header, *rows))
+    return Table("All levels", "", header, tuple(rows_shown))
 
 
-def _detail_row(name: str, record: Record) -> tuple[str, ...]:
+def _detail_row(name: str, record: Record, dense: Experiment | None) -> tuple[str, ...]:
     difference = ""
     if record.published_ap is not None and record.ap >= 0:
         difference = f"{100 * (record.ap - record.published_ap):+.1f}"
@@ -158,6 +170,8 @@ def _detail_row(name: str, record: Record) -> tuple[str, ...]:
         share_text(record.measured_sparsity_chosen),
         ap_text(record.ap_after_pruning),
         ap_text(record.ap),
+        interval_text(record.ap_interval),
+        _lost_text(record, dense),
         ap_text(record.metrics.get("ap50")),
         share_text(record.macs_kept, 1),
         f"{record.num_parameters:,}",
@@ -169,6 +183,13 @@ def _detail_row(name: str, record: Record) -> tuple[str, ...]:
         ap_text(record.published_ap),
         difference,
     )
+
+
+def _lost_text(record: Record, dense: Experiment | None) -> str:
+    """AP of the dense detector minus that of `record`, with the interval that was found when it was recorded."""
+    if record.ap_drop_interval is None or dense is None or not dense.records:
+        return ""
+    return f"{100 * (dense.records[-1].ap - record.ap):+.1f} ({interval_text(record.ap_drop_interval)})"
 
 
 def origin_table(run: Run) -> Table:
@@ -211,6 +232,12 @@ def notes(run: Run) -> tuple[str, ...]:
         "MB (1e6 bytes) are those of all weights and buffers as they are, and of the file that holds the same bits "
         "without the zeros.",
     ]
+    if any(record.ap_interval is not None for record in run.records):
+        sentences.append(
+            "AP interval is a 95 % confidence interval by bootstrap over the validation images; AP lost is AP of the "
+            "dense detector minus AP, with its interval from the same resamples. Neither covers trainings with other "
+            "seeds."
+        )
     unfinished = [experiment.name for experiment in run.experiments if not experiment.is_finished]
     if unfinished:
         sentences.append(f"Not finished, so that cells are empty or show {PENDING}: {', '.join(unfinished)}.")
