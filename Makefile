@@ -1,5 +1,7 @@
 # make demo: the main job on the embedded data set.   make test: every check and test.
 PYTHON ?= python3
+# Test files side by side, each file in one process; every process uses one thread.
+PARALLEL ?= --numprocesses auto --maxprocesses 8 --dist loadfile
 VENV := .venv
 BIN := $(VENV)/bin
 RUN ?= runs/demo
@@ -10,10 +12,10 @@ demo: $(VENV)/installed
 	$(BIN)/sparsedet demo --output $(RUN)
 
 test: check
-	$(BIN)/pytest -m "not long"
+	$(BIN)/pytest $(PARALLEL) -m "not long"
 
 quick: $(VENV)/installed
-	$(BIN)/pytest -m "not slow and not long"
+	$(BIN)/pytest $(PARALLEL) -m "not slow and not long"
 
 long: $(VENV)/installed
 	$(BIN)/pytest -m long
