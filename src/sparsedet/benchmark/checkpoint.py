@@ -105,16 +105,17 @@ def build_detector(recipe: Recipe, categories: tuple[Category, ...]) -> tuple[De
     return model, (words, *report.lines())
 
 
-def num_level_bytes(model: nn.Module, has_average: bool) -> int:
+def num_level_bytes(model: nn.Module, has_average: bool, has_soft_masks: bool) -> int:
     """Estimate the size of the files of weights that a level leaves.
 
     These are a checkpoint (weights, with an average also those in training, two optimizer moments, masks of one byte
-    for each weight) and a compact file, which is never larger than the dense weights by more than its header.
+    for each weight, with soft masks also the values of pruned weights, which are stored as whole tensors) and a
+    compact file, which is never larger than the dense weights by more than its header.
     """
     num_state_bytes = num_dense_bytes(model.state_dict())
     num_bytes = num_dense_bytes(dict(model.named_parameters()))
     num_weights = sum(parameter.numel() for parameter in model.parameters())
-    return (3 if has_average else 2) * num_state_bytes + 2 * num_bytes + num_weights + 2**20
+    return (2 + has_average) * num_state_bytes + (2 + has_soft_masks) * num_bytes + num_weights + 2**20
 
 
 def _categories(content: dict[str, Any]) -> tuple[Category, ...]:

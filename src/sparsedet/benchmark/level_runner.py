@@ -80,7 +80,8 @@ class LevelRunner:
         if callback is not None:
             callback.sparsifier.attach(self.trainer.optimizer)
         self.callback = callback
-        need = num_level_bytes(self.model, self.trainer.average is not None) * len(self.names)
+        is_soft = callback is not None and callback.sparsifier.config.keep_pruned_values
+        need = num_level_bytes(self.model, self.trainer.average is not None, is_soft) * len(self.names)
         writable_folder(self.folder, need)
 
     # --- preparation ---------------------------------------------------------------------------------------
