@@ -182,6 +182,17 @@ def test_without_intervals_nothing_is_said_of_them(run_dir):
     assert not any("AP interval" in note for note in notes(run))
 
 
+def test_ap_after_reestimation_only_where_norms_were_estimated_anew(tmp_path, make):
+    make.suite(tmp_path, "lamp", "anew")
+    make.add(tmp_path, make.level("lamp", 0, 0.3, 0.6, 0.7))
+    assert "AP after re-estimation" not in detail_table(load_run(tmp_path)).header
+    make.add(tmp_path, make.level("anew", 0, 0.3, 0.5, 0.7, ap_after_reestimation=0.423))
+    table = detail_table(load_run(tmp_path))
+    assert table.header[5:8] == ("AP after pruning", "AP after re-estimation", "AP")
+    assert [row[5:8] for row in table.rows] == [("30.0", "", "60.0"), ("25.0", "42.3", "50.0")]
+    assert (table.header[-1], table.rows[1][-1]) == ("seconds", "45.2")
+
+
 def test_origin_of_the_numbers(run_dir):
     rows = origin_table(load_run(run_dir)).rows
     assert rows[0] == ("dense", "1 of 1", "from scratch", "", "0", "c0ffee", "da7a")

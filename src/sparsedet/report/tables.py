@@ -12,7 +12,8 @@ from sparsedet.report.run import Experiment, Run
 CORNER = "Network(config)/sparsity"
 PENDING = "…"
 
-_OPTIONAL_COLUMNS = ("AP interval", "AP lost", "published AP", "difference")  # left out where no row has anything
+# Left out where no row has anything.
+_OPTIONAL_COLUMNS = ("AP after re-estimation", "AP interval", "AP lost", "published AP", "difference")
 
 
 @dataclass(frozen=True)
@@ -136,8 +137,8 @@ def _dense_cell(dense: Experiment | None) -> str:
 def detail_table(run: Run) -> Table:
     """One row per record: asked, allocated and measured sparsity, accuracy, cost, and the published value."""
     header: tuple[str, ...] = (
-        "experiment", "asked", "allocated", "measured", "measured in chosen", "AP after pruning", "AP",
-        "AP interval", "AP lost", "AP50",
+        "experiment", "asked", "allocated", "measured", "measured in chosen", "AP after pruning",
+        "AP after re-estimation", "AP", "AP interval", "AP lost", "AP50",
         "MACs kept", "parameters", "not zero", "MB dense", "MB compact", "steps", "seconds", "published AP",
         "difference",
     )  # fmt: skip
@@ -169,6 +170,7 @@ def _detail_row(name: str, record: Record, dense: Experiment | None) -> tuple[st
         share_text(record.measured_sparsity),
         share_text(record.measured_sparsity_chosen),
         ap_text(record.ap_after_pruning),
+        ap_text(record.ap_after_reestimation),
         ap_text(record.ap),
         interval_text(record.ap_interval),
         _lost_text(record, dense),
