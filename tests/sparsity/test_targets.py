@@ -46,11 +46,18 @@ def test_depthwise_may_match_nothing_but_a_preset_must_be_known():
     net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Conv2d(4, 4, 3, groups=2))
     assert chosen(net, exclude=("preset:depthwise",)) == ["0.weight", "1.weight"]
     message = (
-        r"expected one of \['depthwise', 'prediction', 'stem'\] after 'preset:', got 'depthwize'\. "
+        r"expected one of \['depthwise', 'grouped', 'prediction', 'stem'\] after 'preset:', got 'depthwize'\. "
         r"Did you mean 'depthwise'\? Correct it."
     )
     with pytest.raises(ValueError, match=message):
         Targets(exclude=("preset:depthwize",))
+
+
+def test_grouped_are_all_convolutions_in_groups_and_may_be_none():
+    net = nn.Sequential(nn.Conv2d(4, 4, 3), nn.Conv2d(4, 4, 3, groups=2), nn.Conv2d(4, 8, 3, groups=4), nn.Linear(8, 2))
+    assert chosen(net, include=("preset:grouped",)) == ["1.weight", "2.weight"]
+    assert chosen(net, exclude=("preset:grouped",)) == ["0.weight", "3.weight"]
+    assert chosen(net[:1], exclude=("preset:grouped",)) == ["0.weight"]
 
 
 def test_stem_is_the_first_convolution(detector):

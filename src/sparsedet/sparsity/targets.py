@@ -13,13 +13,15 @@ A pattern in `include` or `exclude`, and wherever else weights are named, is one
 ``type:Conv2d``     class name of the layer or of one of its base classes
 ``preset:…``        a kind of layer:
                     ``depthwise``, convolutions with one input channel in each group;
+                    ``grouped``, convolutions with more than one group, depthwise ones too;
                     ``stem``, the first convolution of the model, provided that no other reads fewer channels
                     (one does where a head is registered before the backbone: that is an error);
                     ``prediction``, the layers that give the model's outputs: those called by the forward whose
                     output no other conv or linear layer reads, as far as gradients flow (needs example inputs)
 ==================  ======================================================================================
 
-A pattern that matches nothing is an error, except ``preset:depthwise``: a model need not have such layers.
+A pattern that matches nothing is an error, except ``preset:depthwise`` and ``preset:grouped``: a model need not have
+such layers.
 """
 
 import fnmatch
@@ -37,8 +39,10 @@ from sparsedet.common.errors import ConfigError, TargetMatchError, UnsupportedSh
 from sparsedet.sparsity.patterns import Pattern
 from sparsedet.sparsity.weights import CONVOLUTIONS, Weight
 
-PRESETS = ("depthwise", "prediction", "stem")
+PRESETS = ("depthwise", "grouped", "prediction", "stem")
 """Names after ``preset:``."""
+
+MAY_MATCH_NOTHING = ("preset:depthwise", "preset:grouped")
 
 PREDICTION = "preset:prediction"
 """The one pattern that needs a forward pass, see `sparsedet.sparsity.predictions.find_predictions`."""
@@ -199,7 +203,7 @@ def match(
             names = _preset(f"{path}[{index}]", selector, weights, predictions or ())
         else:
             names = frozenset(weight.name for weight in weights if _matches(selector, weight))
-        if not names and selector != "preset:depthwise":
+        if not names and selector not in MAY_MATCH_NOTHING:
             raise TargetMatchError(_no_match(f"{path}[{index}]", selector, weights))
         found[selector] = names
     return found
@@ -210,6 +214,8 @@ def _preset(path: str, selector: str, weights: Sequence[Weight], predictions: Co
         return frozenset(weight.name for weight in weights if weight.name in predictions)
     if selector == "preset:depthwise":
         return frozenset(weight.name for weight in weights if any(map(_is_depthwise, weight.modules)))
+    if selector == "preset:grouped":
+        return frozenset(weight.name for weight in weights if any(map(_is_grouped, weight.modules)))
     convolutions = [
         (module.in_channels, weight.name) for weight in weights if isinstance(module := weight.modules[0], CONVOLUTIONS)
     ]
@@ -226,6 +232,10 @@ def _preset(path: str, selector: str, weights: Sequence[Weight], predictions: Co
 
 def _is_depthwise(module: nn.Module) -> bool:
     return isinstance(module, CONVOLUTIONS) and module.groups == module.in_channels > 1
+
+
+def _is_grouped(module: nn.Module) -> bool:
+    return isinstance(module, CONVOLUTIONS) and module.groups > 1
 
 
 def _by(weight: Weight, found: dict[str, frozenset[str]]) -> list[str]:

@@ -87,7 +87,7 @@ def test_what_the_keys_mean():
         r"re:.*stem\..*",
         "head.cls_pred",
         "head.box_pred",
-        "preset:depthwise",
+        "preset:grouped",
     ]
 
 

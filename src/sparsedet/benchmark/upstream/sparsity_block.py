@@ -272,8 +272,10 @@ def _read_allocation(kwargs: Section, algorithm: Any, tuning: float) -> None:
 def _read_exclusions(kwargs: Section, keys: dict[str, Any], exclude: Exclude) -> None:
     patterns = exclude(_words(keys["no_prune_keyword"]), _words(keys["no_prune_layer"]), kwargs)
     if keys.get("dw_no_prune"):
-        patterns = [*patterns, "preset:depthwise"]
-        kwargs.mapped("dw_no_prune", "sparsity.targets.exclude: preset:depthwise")
+        patterns = [*patterns, "preset:grouped"]
+        kwargs.mapped(
+            "dw_no_prune", "sparsity.targets.exclude: preset:grouped (every convolution in groups, as in MSBench)"
+        )
     else:
         kwargs.no_effect("dw_no_prune", "false is what is done")
     kwargs.translation.set("sparsity.targets.exclude", patterns, kwargs.path)
