@@ -197,7 +197,7 @@ def test_limits_of_presets(detector):
 # --- compensate ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ALLOCATIONS)
+@pytest.mark.parametrize("name", [name for name in ALLOCATIONS if name != "uniform"])
 def test_without_compensation_a_weight_gets_what_it_would_get_if_nothing_were_left_out(name, detector):
     weights = [key for key, _ in detector.named_parameters() if key.endswith("weight")]
     fields = {"schedule": LevelWise(levels=(0.3, 0.45)), "allocation": make(name, weights)}
@@ -224,6 +224,29 @@ def test_without_compensation_uniform_gives_every_weight_the_target():
     )
     # MSBench, prun_algo 0: 30 % asked, one layer left out: 11 % of all weights
     assert counts(Sparsifier(linear(100, 180, 10), config)) == {"a.weight": 30, "c.weight": 3}
+
+
+@pytest.mark.parametrize("sparsity", [0.1, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95])
+def test_without_compensation_uniform_counts_as_msbench_does(sparsity, golden):
+    """But where it prunes one too many, since ``(1 - s) * n`` falls short of a whole number, or all of a layer."""
+    cases = golden("magnitude_masks.json")["cases"].values()
+    facts = [case["out"][key] for case in cases if (key := f"unstructured@{sparsity}") in case.get("out", {})]
+    sizes, theirs = [fact["n"] for fact in facts], [fact["prune_num_msbench"] for fact in facts]
+    model = nn.ModuleList(nn.Linear(size, 1) for size in sizes)
+    config = SparsityConfig(schedule=OneShot(sparsity=sparsity), allocation=Uniform(), compensate=False)
+    found = list(counts(Sparsifier(model, config)).values())
+    for size, ours, their in zip(sizes, found, theirs, strict=True):
+        is_whole = float(sparsity * size).is_integer()
+        assert ours == min(round(sparsity * size) if is_whole else their, size * 99 // 100)
+    assert found != [round(sparsity * size) for size in sizes] or sparsity == 0.5
+
+
+def test_without_compensation_uniform_depends_on_no_other_layer():
+    config = SparsityConfig(schedule=OneShot(sparsity=0.07), allocation=Uniform(), compensate=False)
+    # 0.07 * 100 is 7.000000000000001 in floating point
+    assert list(counts(Sparsifier(linear(100, 101, 102, 5), config)).values()) == [7, 8, 8, 1]
+    limited = config.model_copy(update={"limits": {"a": Limit(min=0.2), "b": Limit(max=0.02)}})
+    assert list(counts(Sparsifier(linear(100, 101, 102, 5), limited)).values()) == [20, 2, 8, 1]
 
 
 def test_without_compensation_weights_without_scores_take_no_part():

@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sparsedet.common.errors import TargetMatchError, UnreachableTargetError
-from sparsedet.sparsity.allocation import Allocation
-from sparsedet.sparsity.allocation.rounding import Countable, round_to_units
+from sparsedet.sparsity.allocation import Allocation, Uniform
+from sparsedet.sparsity.allocation.rounding import Countable, round_to_units, rounded_up
 from sparsedet.sparsity.allocation.selection import MAX_PERCENT, ScoredTensor, max_zeros, select_counts
 from sparsedet.sparsity.config import SparsityConfig
 from sparsedet.sparsity.profile import Profile
@@ -36,7 +36,8 @@ class Budget:
     """Targets and limits of a configuration, worked out for a model.
 
     What takes part in the allocation are the chosen weights; with ``compensate: false`` all of them, and what falls
-    to those that are left out is not pruned.
+    to those that are left out is not pruned. With `Uniform`, ``compensate: false`` and the pattern unstructured every
+    weight has a count of its own: the target of its n entries, rounded up, as MSBench does.
 
     Args:
         config: what to prune and how much.
@@ -81,6 +82,12 @@ class Budget:
                 "sparsity.budget: expected a forward pass that uses a weight which is pruned, got none. Correct "
                 "input_shape or example_inputs, or use the budget 'weights'."
             )
+        self._is_each_alone = (
+            not config.compensate
+            and isinstance(allocation, Uniform)
+            and config.budget == "weights"
+            and config.pattern.type == "unstructured"
+        )
         self._check_reachable()
 
     def counts(
@@ -118,6 +125,11 @@ class Budget:
         rows = select_counts(self._allocation, tensors, goals)
         if any(part.unit > 1 for part in self._parts):
             rows = [self._whole_units(row, goal) for row, goal in zip(rows, goals, strict=True)]
+        if self._is_each_alone:
+            rows = [
+                [min(max(rounded_up(target, tensor.summary.size), tensor.base), tensor.limit) for tensor in tensors]
+                for target in targets
+            ]
         return [[count for count, part in zip(row, self._parts, strict=True) if part.is_chosen] for row in rows]
 
     def _whole_units(self, counts: Sequence[int], goal: float) -> list[int]:

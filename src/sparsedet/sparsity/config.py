@@ -50,7 +50,8 @@ class SparsityConfig(ConfigModel):
             less than the MACs of one weight.
         compensate: whether the rest makes up for weights that are left out. If not (``scope: all`` only), every
             chosen weight gets what the allocation would give it if nothing were left out, and the total falls
-            short. For `uniform` that is the target itself, which is what MSBench does (``prun_algo: 0``).
+            short. For `uniform` that is the target itself, unstructured ``ceil(target * n)`` of its n entries, which is
+            what MSBench does (``prun_algo: 0``).
         limits: least, greatest or fixed sparsity of single weights, see `limits`.
         mask_update: when masks are made anew: ``once``, when the only level begins; ``per_level``, when each does; or
             ``every_k_steps`` within levels too, for schedules that do so by themselves, and for all with

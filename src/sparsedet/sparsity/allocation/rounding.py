@@ -1,5 +1,6 @@
-"""From counts of weights to whole units: blocks and channels go or stay as a whole."""
+"""From shares to whole numbers: weights, and blocks and channels, which go or stay as a whole."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -24,6 +25,19 @@ class Countable:
     unit: int
     highest: int
     cost: float = 1.0
+
+
+def rounded_up(share: float, size: int) -> int:
+    """Return the least number of `size` weights that is not below `share` of them.
+
+    MSBench prunes ``n - int((1 - s) * n)`` of n, which is this but for one more where ``(1 - s) * n`` should be a whole
+    number and floating point falls short of it.
+
+    Example:
+        >>> rounded_up(0.3, 2304), rounded_up(0.8, 10), rounded_up(0.07, 100)
+        (692, 8, 7)
+    """
+    return math.ceil(round(share * size, 6))
 
 
 def round_to_units(tensors: Sequence[Countable], target: float, total: float) -> list[int]:

@@ -36,6 +36,14 @@ def test_a_table_of_msbench(folder, write):
     assert read_tables(folder, SELECTION, 2) == TABLE
 
 
+def test_shares_are_rounded_up_to_whole_weights_as_msbench_does_and_no_layer_dies(folder, write):
+    write("{'stem': [0.0, 0.0], 'body': [0.0, 0.601], 'fc': [0.41, 0.99]}", LEVELS.replace("[1, 2]", "[0, 1]"))
+    assert read_tables(folder, SELECTION, 2) == [
+        {"body.weight": 0.0, "fc.weight": 21 / 50},
+        {"body.weight": 0.61, "fc.weight": 49 / 50},
+    ]
+
+
 def test_names_may_stand_behind_the_prefix_of_a_wrapper(folder, write):
     write(THEIRS.replace("'stem'", "'module.stem'").replace("'body'", "'module.body'").replace("'fc'", "'module.fc'"))
     assert read_tables(folder, SELECTION, 2) == TABLE

@@ -14,6 +14,8 @@ from sparsedet.benchmark.upstream.sparsity_block import WRAPPER
 from sparsedet.common.errors import ConfigError, did_you_mean
 from sparsedet.common.files import write_text
 from sparsedet.sparsity import Selected
+from sparsedet.sparsity.allocation.rounding import rounded_up
+from sparsedet.sparsity.allocation.selection import max_zeros
 
 RATIOS_FILE = "dict_prun_table.txt"
 LEVELS_FILE = "desrie_prun_table.txt"
@@ -64,6 +66,9 @@ def read_tables(folder: Path, selection: Sequence[Selected], num_levels: int) ->
         selection: the weights of the model.
         num_levels: number of levels of the run.
 
+    Returns:
+        The shares of whole numbers of weights, rounded up as MSBench does.
+
     Raises:
         ConfigError: a file is no such table, or one of another model, of other levels, or of levels that do not rise.
     """
@@ -80,7 +85,8 @@ def read_tables(folder: Path, selection: Sequence[Selected], num_levels: int) ->
         raise _error(levels_path, f"a column for each of the {num_levels} levels of sparsity_table", f"{len(columns)}")
     ratios = _own_names(path, ratios, selection)
     _check_rising(path, ratios, columns)
-    table = [{name: row[column] for name, row in ratios.items()} for column in columns]
+    sizes = {row.name: row.numel for row in selection}
+    table = [{name: _rounded_up(row[column], sizes[name]) for name, row in ratios.items()} for column in columns]
     if lines[0] == CAPTION:
         _check_totals(levels_path, table, selection, _literal(levels_path, lines[5]))
     return table
@@ -131,6 +137,10 @@ def _check_rising(path: Path, ratios: Mapping[str, list[float]], columns: Sequen
         shares = [row[column] for column in columns]
         if shares != sorted(shares):
             raise _error(path, f"shares of '{layer_name(name)}' that do not fall from level to level", f"{shares}")
+
+
+def _rounded_up(ratio: float, size: int) -> float:
+    return min(rounded_up(ratio, size), max_zeros(size)) / size
 
 
 def _check_totals(path: Path, table: Table, selection: Sequence[Selected], written: Any) -> None:
