@@ -1,5 +1,6 @@
 """What `verify` finds in each kind of file."""
 
+import copy
 import math
 import re
 
@@ -215,6 +216,37 @@ def test_onnx_is_counted_compared_and_assessed(checkpoint, save_pruned, tmp_path
     save_pruned(tmp_path / "other.pt", TWO_FOUR)
     other = verify_file(tmp_path / "backbone.onnx", tmp_path / "other.pt")
     assert any(fault.startswith("backbone.layer3.0.conv2.weight: ") for fault in other.faults)
+
+
+def test_onnx_copies_count_once_and_dead_channels_are_told(checkpoint, tmp_path):
+    from sparsedet.benchmark.checkpoint import open_checkpoint
+
+    backbone = open_checkpoint(checkpoint).model.backbone
+
+    class Twice(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, norms = (
+                backbone.layer2[0].conv2,
+                [torch.nn.BatchNorm2d(backbone.layer2[0].conv2.out_channels)] * 2,
+            )
+            self.norms = torch.nn.ModuleList(copy.deepcopy(norm) for norm in norms)
+
+        def forward(self, images):
+            return [norm(self.conv(images)) for norm in self.norms]
+
+    model = Twice().eval()
+    torch.nn.init.uniform_(model.norms[1].weight)
+    dead = int(model.conv.weight.detach().flatten(1).any(1).nonzero()[0])  # the first that is none yet
+    model.norms[1].weight.data[dead] = 0
+    export_onnx(model, (torch.zeros(1, model.conv.in_channels, 8, 8),), tmp_path / "twice.onnx")
+    name = "backbone.layer2.0.conv2.weight"
+    result = verify_file(tmp_path / "twice.onnx", checkpoint)
+    assert len(result.layers) == 2
+    assert result.sparsity == counted({name: model.conv.weight})
+    assert result.notes[0].startswith(f"{name}: 1 output channels are zero in the file only")
+    assert result.notes[1] == "1 of 2 tensors are copies of a weight, which is counted once"
+    assert [line.partition(":")[0] for line in result.summary[1:3]] == ["note", "note"]
 
 
 def test_onnx_says_which_convolutions_are_grouped(tmp_path):

@@ -62,7 +62,112 @@ def test_scaled_copies_are_found_whatever_they_are_called(write):
     (found,) = audit.weights
     assert (found.name, found.copies, found.num_lost, found.num_extra) == ("head", ("t0", "t1", "t2"), 0, 0)
     assert found.num_zeros == int((weight == 0).sum())
+    assert found.num_dead == 0
     assert audit.faults == ()
+
+
+def test_copies_of_a_weight_count_once_in_the_share_of_zeros(write):
+    head, other = pruned(8, 4, 3, 3), pruned(8, 4, 3, 3, seed=1, sparsity=0.2)
+    scales, ones = pruned(8, 1, 1, 1, sparsity=0).numpy(), pruned(8, 1, 1, 1, seed=2, sparsity=0).numpy()
+    constants = {
+        "p3": head.numpy(),
+        "p4": head.numpy() * scales,
+        "p5": (head.numpy() * 3 * scales).astype(np.float16),
+        "other": other.numpy(),
+        "one": scales,  # of one value for each output channel, so that any of its kind is a multiple
+        "another": ones,
+    }
+    audit = audit_onnx(write([conv(name, f"y{name}") for name in constants], constants))
+    assert [tensor.name for tensor in audit.distinct] == ["p3", "other", "one", "another"]
+    assert [tensor.name for tensor in audit.tensors] == list(constants)
+    assert audit.measured_sparsity == int((head == 0).sum() + (other == 0).sum()) / (2 * 288 + 16)
+
+
+def quantised(weight, axis):
+    """Return integers around 3, and the scales along an axis."""
+    others = tuple(dim for dim in range(weight.ndim) if dim != axis)
+    scales = (weight.abs().amax(others, keepdim=True) / 120).numpy()
+    return (np.rint(weight.numpy() / scales) + 3).astype(np.int8), scales.flatten()
+
+
+def test_eight_bit_weights_are_zero_where_they_are_the_zero_point(write):
+    weight, linear = pruned(8, 4, 3, 3), pruned(6, 5, seed=1, sparsity=0.3)
+    (integers, scales), (turned, steps) = quantised(weight, 0), quantised(linear.T, 1)
+    nodes = [
+        helper.make_node("DequantizeLinear", ["w", "scales", "zeros"], ["float"], axis=0),
+        conv("float", "a"),
+        helper.make_node("DequantizeLinear", ["t", "steps", "points"], ["f"]),
+        helper.make_node("MatMul", ["x", "f"], ["y"]),
+    ]
+    constants = {"w": integers, "scales": scales, "t": turned, "steps": steps}
+    constants |= {"zeros": np.full(8, 3, np.int8), "points": np.full(6, 3, np.int8)}
+    audit = audit_onnx(write(nodes, constants), {"conv": weight, "fc": linear})
+    assert audit.faults == ()
+    assert [found.copies for found in audit.weights] == [("w",), ("t",)]
+    assert [tensor.shape for tensor in audit.tensors] == [(8, 4, 3, 3), (6, 5)]
+    assert [tensor.num_zeros for tensor in audit.tensors] == [int((integers == 3).sum()), int((turned == 3).sum())]
+    assert audit.weights[0].num_extra == int((integers == 3).sum() - (weight == 0).sum())
+    place = tuple(np.argwhere(weight.numpy() == 0)[0])
+    integers[place] = 4
+    (fault,) = audit_onnx(write(nodes, constants), {"conv": weight, "fc": linear}).faults
+    assert fault == "conv: expected zeros where the model has them, got other values at 1 places of 'w'"
+    integers[place], largest = 3, np.unravel_index(integers.argmax(), integers.shape)
+    integers[largest] = 6 - integers[largest]
+    (first, *_) = audit_onnx(write(nodes, constants), {"conv": weight, "fc": linear}).faults
+    assert first.startswith("w: expected a weight of the model, as its shape [8, 4, 3, 3] says, got other values")
+
+
+def test_float_weights_that_the_file_quantises(write):
+    weight = pruned(8, 4, 3, 3)
+    weight[0, 0, 0, 0] = 0.004  # nothing in steps of a hundredth
+    nodes = [
+        helper.make_node("QuantizeLinear", ["w", "step", "zero"], ["integers"]),
+        helper.make_node("DequantizeLinear", ["integers", "step", "zero"], ["float"]),
+        conv("float"),
+    ]
+    constants = {"w": weight.numpy(), "step": np.float32(0.03), "zero": np.int8(0)}
+    audit = audit_onnx(write(nodes, constants), {"conv": weight})
+    assert (audit.faults, audit.weights[0].copies) == ((), ("w",))
+    assert audit.tensors[0].num_zeros == int((torch.round(weight / 0.03) == 0).sum()) > int((weight == 0).sum())
+
+
+@pytest.mark.parametrize(
+    ("nodes", "how"),
+    [
+        (
+            [helper.make_node("QLinearConv", ["x", "s", "z", "w", "s", "z", "s", "z"], ["y"])],
+            "in a node QLinearConv",
+        ),
+        ([helper.make_node("MatMulInteger", ["x", "w"], ["y"])], "in a node MatMulInteger"),
+        (
+            [helper.make_node("Cast", ["w"], ["f"], to=TensorProto.FLOAT), conv("f")],
+            "without DequantizeLinear for a node Conv",
+        ),
+        (
+            [
+                helper.make_node("Cast", ["w"], ["f"], to=TensorProto.FLOAT),
+                helper.make_node("Mul", ["f", "s"], ["m"]),
+                helper.make_node("Reshape", ["m", "s"], ["r"]),
+                conv("r"),
+            ],
+            "and computed otherwise for a node Conv",
+        ),
+        (
+            [helper.make_node("DequantizeLinear", ["w", "blocks"], ["f"]), conv("f")],
+            "with scales that are not constant, one or one for each channel",
+        ),
+        (
+            [helper.make_node("DequantizeLinear", ["w", "x"], ["f"]), conv("f")],
+            "with scales that are not constant, one or one for each channel",
+        ),
+    ],
+)
+def test_weights_that_are_quantised_otherwise_are_refused_by_name(write, nodes, how):
+    constants = {"w": np.ones((2, 2, 1, 1), np.int8), "s": np.float32(0.1), "z": np.int8(0)}
+    constants["blocks"] = np.full((2, 1, 1, 1), 0.1, np.float32)
+    with pytest.raises(CheckpointError) as error:
+        audit_onnx(write(nodes, constants))
+    assert f"read by DequantizeLinear (QDQ), got 'w' quantised {how}. Quantise in the QDQ format" in str(error.value)
 
 
 @pytest.mark.parametrize(
@@ -167,6 +272,7 @@ def test_further_zeros_are_counted_and_no_fault(write):
     audit = audit_onnx(write([conv("w")], {"w": (weight * factors).half().numpy()}), {"conv": weight})
     assert audit.faults == ()
     assert audit.weights[0].num_extra == 1 + int((weight[3] != 0).sum())
+    assert audit.weights[0].num_dead == 1
 
 
 def test_number_formats(write):

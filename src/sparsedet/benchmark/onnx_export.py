@@ -74,13 +74,14 @@ class OnnxExport:
         if check["relative_difference"]:
             measured.append(f"largest relative difference {max(check['relative_difference'].values()):.2g}")
         extra = sum(weight["num_extra_zeros"] for weight in about["weights"])
+        dead = sum(weight["num_extra_dead_channels"] for weight in about["weights"])
         verdict = [f"fault: {fault}" for fault in self.faults]
         return (
             f"written: {self.path} ({about['num_bytes'] / 1e6:.1f} MB) and {sidecar_path(self.path)}",
             f"zeros: {sparsity['all']:.4%} of all conv/linear weights in the model; {macs['kept']:.1%} of "
             f"{macs['dense'] / 1e9:.3g} GMACs are not with a zero",
             f"audit: {len(about['weights'])} weights, {about['num_tensors']} tensors in the file, "
-            f"{extra} zeros more than in the model",
+            f"{extra} zeros and {dead} dead output channels more than in the model",
             f"compared with PyTorch on {check['images']}: {', '.join(measured)}",
             *(verdict or ["verified: all zeros of the model are in the file"]),
         )
@@ -251,6 +252,7 @@ def _about_zeros(saved: SavedDetector, audit: OnnxAudit, shape: tuple[int, ...])
                 "tensors": list(found[layer.name].copies),
                 "num_lost_zeros": found[layer.name].num_lost,
                 "num_extra_zeros": found[layer.name].num_extra,
+                "num_extra_dead_channels": found[layer.name].num_dead,
             }
         )
     pruned = [row for row in rows if row["is_pruned"]]

@@ -30,12 +30,13 @@ class Verification:
     Attributes:
         file: the file.
         sparsity: zeros over all conv/linear weights; in files of other programs over all tensors of two and more
-            dimensions.
+            dimensions. In an ONNX file copies of a weight, one for each use, count once.
         sparsity_chosen: zeros over the pruned ones; None where there are none or the file does not say it.
         target_sparsity: what was asked for; None where there is nothing or the file does not say it.
         layers: one row for each weight; `agrees_with_mask` is None where there is no mask to compare with.
         faults: what is not as the file says, or as the masks compared with say; empty when all holds.
         compared_with: what the weights were held against, in words.
+        notes: what is no fault but worth a look.
     """
 
     file: str
@@ -45,6 +46,7 @@ class Verification:
     layers: list[dict[str, Any]]
     faults: tuple[str, ...]
     compared_with: str | None
+    notes: tuple[str, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain data."""
@@ -55,12 +57,18 @@ class Verification:
         """Lines that say the result."""
         asked = "" if self.target_sparsity is None else f"asked {self.target_sparsity:.2%}; "
         chosen = "" if self.sparsity_chosen is None else f", {self.sparsity_chosen:.4%} over the pruned ones"
-        counted = f"{asked}zeros counted: {self.sparsity:.4%} over all weights{chosen}"
+        counted = (
+            f"{asked}zeros counted: {self.sparsity:.4%} over all weights{chosen}",
+            *(f"note: {note}" for note in self.notes),
+        )
         if self.faults:
-            return counted, *(f"fault: {fault}" for fault in self.faults)
+            return *counted, *(f"fault: {fault}" for fault in self.faults)
         if self.compared_with is None:
-            return counted, "the file holds no masks to compare with; --against CHECKPOINT compares it with those there"
-        return counted, f"verified: the weights are what {self.compared_with} says"
+            return (
+                *counted,
+                "the file holds no masks to compare with; --against CHECKPOINT compares it with those there",
+            )
+        return *counted, f"verified: the weights are what {self.compared_with} says"
 
 
 @dataclass(frozen=True)
@@ -112,24 +120,37 @@ def _verification(
     faults: Sequence[str],
     saved: SavedDetector | None,
     original: SavedDetector | None,
+    distinct: Sequence[TensorCount] | None = None,
+    notes: Sequence[str] = (),
 ) -> Verification:
-    pruned = [count for count in counts if count.name in agrees]
+    """Put a result together; `distinct` are those of `counts` that the shares of zeros are over, default all."""
+    distinct = counts if distinct is None else distinct
+    pruned = [count for count in distinct if count.name in agrees]
     origin = saved or original
     return Verification(
         str(path),
-        _sparsity(counts),
+        _sparsity(distinct),
         _sparsity(pruned) if pruned else None,
         origin.recipe.target_sparsities[origin.level] if origin is not None and origin.masks else None,
         [_row(count, agrees.get(count.name)) for count in counts],
         tuple(faults),
         str(original.path) if original is not None else None if saved is None else "the file",
+        tuple(notes),
     )
 
 
 def _verify_onnx(path: Path, original: SavedDetector | None) -> Verification:
     audit = audit_onnx(path, None if original is None else expected_weights(original))
     agrees = {copy: found.num_lost == 0 for found in audit.weights for copy in found.copies}
-    return _verification(path, audit.tensors, agrees, audit.faults, None, original)
+    notes = [
+        f"{found.name}: {found.num_dead} output channels are zero in the file only, as a batch norm makes them that "
+        "multiplies by zero; if there is none, the file is damaged"
+        for found in audit.weights
+        if found.num_dead
+    ]
+    if num_copies := len(audit.tensors) - len(audit.distinct):
+        notes.append(f"{num_copies} of {len(audit.tensors)} tensors are copies of a weight, which is counted once")
+    return _verification(path, audit.tensors, agrees, audit.faults, None, original, audit.distinct, notes)
 
 
 def assess_file(path: Path) -> tuple[Readiness, ...]:

@@ -4,7 +4,7 @@ Exporting renames weights, multiplies each output channel by a number (batch nor
 for each use or keeps one copy of equal ones, and transposes linear layers. None of this moves a zero.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from torch import Tensor
 from sparsedet.common.errors import CheckpointError
 from sparsedet.export.counting import TensorCount, count_tensor
 from sparsedet.export.onnx_file import read_onnx
-from sparsedet.export.onnx_fold import attribute, constant_values
+from sparsedet.export.onnx_weights import StoredWeight, by_output, stored_weights
 
 Array = NDArray[Any]
 
@@ -40,8 +40,10 @@ class FoundWeight:
         copies: names of the tensors in the file; empty if it is not there.
         num_zeros: zeros of the weight in the model.
         num_lost: zeros of it that are none in the file, in the worst copy.
-        num_extra: zeros that only the file has, in the copy with most: too small for its number format, or an
-            output channel that a batch norm multiplies by zero.
+        num_extra: zeros that only the file has, in the copy with most: too small for its number format, or in an
+            output channel that is zero there.
+        num_dead: output channels that are zero only in the file, in the copy with most. A batch norm that multiplies
+            a channel by zero makes such a one, and so does damage: outputs tell.
     """
 
     name: str
@@ -49,6 +51,7 @@ class FoundWeight:
     num_zeros: int
     num_lost: int
     num_extra: int
+    num_dead: int
 
 
 @dataclass(frozen=True)
@@ -58,18 +61,21 @@ class OnnxAudit:
     Attributes:
         tensors: the weights of its convolutions, linear layers and products with a constant, each as a weight of the
             layer it came from: (out, in/groups, *kernel).
+        distinct: those of them that are no copies of one before, but for one factor per output channel: a layer that
+            is used several times may have one for each use.
         weights: those of the model it was compared with; empty without one.
         faults: what is not as in the model; empty when all holds.
     """
 
     tensors: tuple[TensorCount, ...]
+    distinct: tuple[TensorCount, ...]
     weights: tuple[FoundWeight, ...] = ()
     faults: tuple[str, ...] = ()
 
     @property
     def measured_sparsity(self) -> float:
-        """Share of zeros over all weights in the file, copies included."""
-        return sum(tensor.num_zeros for tensor in self.tensors) / max(sum(t.numel for t in self.tensors), 1)
+        """Share of zeros over all weights in the file, copies counted once."""
+        return sum(tensor.num_zeros for tensor in self.distinct) / max(sum(t.numel for t in self.distinct), 1)
 
 
 def audit_onnx(path: Path, expected: Mapping[str, Tensor] | None = None) -> OnnxAudit:
@@ -81,7 +87,8 @@ def audit_onnx(path: Path, expected: Mapping[str, Tensor] | None = None) -> Onnx
             convolutions as they are, (in, out/groups, *kernel).
 
     Raises:
-        CheckpointError: the file cannot be read; see `read_onnx`.
+        CheckpointError: the file cannot be read, see `read_onnx`, or is quantised in another way than by
+            DequantizeLinear.
         MissingExtraError: onnx is not installed.
     """
     return audit_graph(path, read_onnx(path).graph, expected)
@@ -90,35 +97,14 @@ def audit_onnx(path: Path, expected: Mapping[str, Tensor] | None = None) -> Onnx
 def audit_graph(path: Path, graph: Any, expected: Mapping[str, Tensor] | None = None) -> OnnxAudit:
     """Do what `audit_onnx` does with the graph of a file that was read already."""
     try:
-        stored = _stored_weights(graph)
+        stored = stored_weights(path, graph)
     except (ValueError, IndexError, TypeError) as error:  # attributes that do not fit the shapes
         raise CheckpointError(f"{path}: expected a valid ONNX graph, got '{error}'. Export it again.") from error
     tensors = tuple(count_tensor(weight.name, torch.from_numpy(weight.rows)) for weight in stored)
+    distinct = tuple(tensors[index] for index in _distinct(stored))
     if expected is None:
-        return OnnxAudit(tensors)
-    return OnnxAudit(tensors, *_find_all({name: _array(weight) for name, weight in expected.items()}, stored))
-
-
-@dataclass(frozen=True)
-class _Stored:
-    """A weight in the file.
-
-    Attributes:
-        name: of the tensor.
-        values: as the layer of a model holds them, float32 or float64.
-        dtype: name of the number format in the file.
-        groups: of a transposed convolution; None for all other layers.
-    """
-
-    name: str
-    values: Array
-    dtype: str
-    groups: int | None
-
-    @property
-    def rows(self) -> Array:
-        """The values by output channel: shape (out, in/groups, *kernel)."""
-        return _by_output(self.values, self.groups)
+        return OnnxAudit(tensors, distinct)
+    return OnnxAudit(tensors, distinct, *_find_all({name: _array(weight) for name, weight in expected.items()}, stored))
 
 
 def _array(weight: Tensor) -> Array:
@@ -126,22 +112,26 @@ def _array(weight: Tensor) -> Array:
     return np.asarray(weight.numpy() if weight.dtype == torch.float64 else weight.float().numpy())
 
 
-def _by_output(values: Array, groups: int | None) -> Array:
-    if groups is None:
-        return np.ascontiguousarray(values)
-    by_group = values.reshape(groups, -1, *values.shape[1:]).swapaxes(1, 2)
-    return np.ascontiguousarray(by_group.reshape(-1, *by_group.shape[2:]))
+@dataclass(frozen=True)
+class _Fit:
+    """How a weight in the file differs from one that it is but for one factor per output channel."""
+
+    num_lost: int
+    num_extra: int
+    num_dead: int
 
 
-def _find_all(wanted: dict[str, Array], stored: list[_Stored]) -> tuple[tuple[FoundWeight, ...], tuple[str, ...]]:
+def _find_all(
+    wanted: dict[str, Array], stored: Sequence[StoredWeight]
+) -> tuple[tuple[FoundWeight, ...], tuple[str, ...]]:
     """Return where each wanted weight is, and what is wrong."""
-    found: dict[str, list[tuple[str, int, int]]] = {name: [] for name in wanted}
+    found: dict[str, dict[str, _Fit]] = {name: {} for name in wanted}
     faults = []
     for weight in stored:
-        fits = [(fit, name) for name, values in wanted.items() if (fit := _fit(values, weight)) is not None]
+        fits = {name: fit for name, values in wanted.items() if (fit := _fit(values, weight)) is not None}
         if fits:
-            (lost, extra), name = min(fits, key=lambda entry: sum(entry[0]))
-            found[name].append((weight.name, lost, extra))
+            best = min(fits, key=lambda name: fits[name].num_lost + fits[name].num_extra)
+            found[best][weight.name] = fits[best]
         elif any(values.shape == weight.values.shape for values in wanted.values()):
             faults.append(
                 f"{weight.name}: expected a weight of the model, as its shape {list(weight.values.shape)} says, "
@@ -149,15 +139,16 @@ def _find_all(wanted: dict[str, Array], stored: list[_Stored]) -> tuple[tuple[Fo
             )
     for name, copies in found.items():  # equal weights may have become one
         if not copies:
-            fits_of = [(weight.name, fit) for weight in stored if (fit := _fit(wanted[name], weight)) is not None]
-            copies.extend((copy, lost, extra) for copy, (lost, extra) in fits_of if lost == 0)
+            fits_of = {weight.name: fit for weight in stored if (fit := _fit(wanted[name], weight)) is not None}
+            copies.update({copy: fit for copy, fit in fits_of.items() if fit.num_lost == 0})
     weights = tuple(
         FoundWeight(
             name,
-            tuple(copy for copy, _, _ in copies),
+            tuple(copies),
             int((wanted[name] == 0).sum()),
-            max((lost for _, lost, _ in copies), default=0),
-            max((extra for _, _, extra in copies), default=0),
+            max((fit.num_lost for fit in copies.values()), default=0),
+            max((fit.num_extra for fit in copies.values()), default=0),
+            max((fit.num_dead for fit in copies.values()), default=0),
         )
         for name, copies in found.items()
     )
@@ -165,80 +156,66 @@ def _find_all(wanted: dict[str, Array], stored: list[_Stored]) -> tuple[tuple[Fo
         f"{weight.name}: expected it in the file, got no tensor like it" for weight in weights if not weight.copies
     ]
     faults += [
-        f"{name}: expected zeros where the model has them, got other values at {lost} places of '{copy}'"
+        f"{name}: expected zeros where the model has them, got other values at {fit.num_lost} places of '{copy}'"
         for name, copies in found.items()
-        for copy, lost, _ in copies
-        if lost
+        for copy, fit in copies.items()
+        if fit.num_lost
     ]
     return weights, tuple(faults)
 
 
-def _fit(expected: Array, weight: _Stored) -> tuple[int, int] | None:
-    """Return how many zeros a stored weight lost and gained if it is `expected` but for one factor per output channel.
+def _fit(expected: Array, weight: StoredWeight) -> _Fit | None:
+    """Compare a stored weight with `expected`, from which it may differ by one factor per output channel.
 
     None: it is another weight. What stands at zeros of `expected` does not decide that.
     """
     if expected.shape != weight.values.shape or not expected.size:
         return None
-    rows, values = (array.reshape(len(array), -1) for array in (_by_output(expected, weight.groups), weight.rows))
+    rows, values = (array.reshape(len(array), -1) for array in (by_output(expected, weight.groups), weight.rows))
     some = np.linspace(0, len(rows) - 1, min(len(rows), SAMPLE)).astype(int)
-    if not (_is_scaled(rows[some], values[some], weight.dtype) and _is_scaled(rows, values, weight.dtype)):
-        return None
-    return int(((rows == 0) & (values != 0)).sum()), int(((rows != 0) & (values == 0)).sum())
+    steps = np.zeros((len(rows), 1)) if weight.step_rows is None else weight.step_rows.reshape(values.shape)
+    for part in (some, slice(None)):
+        if not _is_scaled(rows[part], values[part], weight.dtype, steps[part]):
+            return None
+    is_dead = (rows != 0).any(axis=1) & (values == 0).all(axis=1)
+    is_zero, is_zero_there = rows == 0, values == 0
+    return _Fit(
+        int((is_zero & ~is_zero_there).sum()), int((~is_zero & is_zero_there).sum()), int(np.count_nonzero(is_dead))
+    )
 
 
-def _is_scaled(rows: Array, values: Array, dtype: str) -> bool:
+def _is_scaled(rows: Array, values: Array, dtype: str, steps: Array) -> bool:
     """Tell whether each row of `values` is a multiple of that of `rows`, where `rows` is not zero."""
     rows, values = rows.astype(np.float64), np.where(rows == 0, 0.0, values)
     squares = (rows * rows).sum(axis=1)
     factors = (rows * values).sum(axis=1) / np.where(squares == 0, 1.0, squares)
     scaled = rows * factors[:, None]
-    step, smallest = PRECISIONS[dtype]
-    tolerance = 2 * step * np.abs(scaled).max(axis=1, keepdims=True) + smallest
+    relative, smallest = PRECISIONS[dtype]
+    tolerance = 2 * relative * np.abs(scaled).max(axis=1, keepdims=True) + smallest + steps
     return bool((np.abs(values - scaled) <= tolerance).all())
 
 
-def _stored_weights(graph: Any) -> list[_Stored]:
-    """Return the constant weights of the nodes of `graph` and of the graphs inside them, each once."""
-    found: dict[tuple[str, tuple[int, ...]], _Stored] = {}
-    for node, name, values in _constant_inputs(graph, {}):
-        if values.dtype.name in PRECISIONS:
-            groups = attribute(node, "group", 1) if node.op_type == "ConvTranspose" else None
-            wide = values.astype(np.float64 if values.dtype == np.float64 else np.float32)
-            found.setdefault((name, values.shape), _Stored(name, wide, values.dtype.name, groups))
-    return list(found.values())
+def _distinct(stored: Sequence[StoredWeight]) -> list[int]:
+    """Return the places of the weights that are no scaled copies of one before.
+
+    A layer that is used several times, such as a head on every level of a pyramid, may have one in the file for each.
+    """
+    by_shape: dict[tuple[int, ...], list[int]] = {}
+    for index, weight in enumerate(stored):
+        before = by_shape.setdefault(weight.values.shape, [])
+        if not any(_is_copy(weight, stored[other]) for other in before):
+            before.append(index)
+    return sorted(index for indices in by_shape.values() for index in indices)
 
 
-def _constant_inputs(graph: Any, outer: dict[str, Array]) -> Iterator[tuple[Any, str, Array]]:
-    """Yield every weight as (node, name of the tensor, values as a layer holds them)."""
-    constants = {**outer, **constant_values(graph)}
-    origin: dict[str, str] = {}  # of a constant that was computed from another one
-    for node in graph.node:
-        for entry in node.attribute:
-            for inner in (*([entry.g] if entry.HasField("g") else []), *entry.graphs):
-                yield from _constant_inputs(inner, constants)
-        source = node.input[0] if node.input else ""
-        if source in constants and node.op_type in ("Identity", "Cast", "Transpose"):
-            is_turned = node.op_type == "Transpose"
-            constants[node.output[0]] = (
-                constants[source].transpose(attribute(node, "perm", None)) if is_turned else constants[source]
-            )
-            origin[node.output[0]] = origin.get(source, source)
-        for place, is_turned in _weight_places(node):
-            name = node.input[place]
-            if name in constants and (constants[name].ndim == 2 or "Conv" in node.op_type):
-                values = constants[name].swapaxes(-1, -2) if is_turned else constants[name]
-                yield node, origin.get(name, name), values
+def _is_copy(one: StoredWeight, other: StoredWeight) -> bool:
+    if one.groups != other.groups or not (_tells_apart(one) and _tells_apart(other)):
+        return False
+    fits = (_fit(one.values, other), _fit(other.values, one))  # the coarser number format decides
+    return any(fit is not None and fit.num_lost == 0 for fit in fits)
 
 
-def _weight_places(node: Any) -> tuple[tuple[int, bool], ...]:
-    """Return which inputs of `node` are weights, if they are constant, and which must be turned to (out, in)."""
-    match node.op_type:
-        case "Conv" | "ConvTranspose":
-            return ((1, False),)
-        case "Gemm":
-            return (0, bool(attribute(node, "transA", 0))), (1, not attribute(node, "transB", 0))
-        case "MatMul":
-            return (0, False), (1, True)
-        case _:
-            return ()
+def _tells_apart(weight: StoredWeight) -> bool:
+    """Whether a factor for each output channel leaves something that tells the weight from others."""
+    num_nonzero = np.count_nonzero(weight.rows.reshape(len(weight.rows), -1), axis=1)
+    return bool((num_nonzero > 1).any())

@@ -16,6 +16,7 @@ from typing import Any, Literal
 from sparsedet.common.errors import ConfigError
 from sparsedet.export.counting import TensorCount
 from sparsedet.export.onnx_fold import attribute
+from sparsedet.export.onnx_weights import PASSING_NODES
 
 MIN_CHANNELS = 256
 
@@ -96,8 +97,14 @@ def _judge(count: TensorCount, num_in: int, groups: int | None) -> tuple[Literal
 
 def onnx_groups(graph: Any) -> dict[str, int | None]:
     """Return the groups of the convolutions of an ONNX graph by the name of their weight."""
-    convolutions = (node for node in graph.node if node.op_type in ("Conv", "ConvTranspose"))
-    return {node.input[1]: attribute(node, "group", 1) for node in convolutions}
+    origin: dict[str, str] = {}
+    groups: dict[str, int | None] = {}
+    for node in graph.node:
+        if node.op_type in PASSING_NODES and node.input:
+            origin[node.output[0]] = origin.get(node.input[0], node.input[0])
+        elif node.op_type in ("Conv", "ConvTranspose"):
+            groups[origin.get(node.input[1], node.input[1])] = attribute(node, "group", 1)
+    return groups
 
 
 def trtexec_command(onnx: Path) -> str:
