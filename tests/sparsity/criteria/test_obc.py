@@ -11,6 +11,7 @@ from torch.nn import functional
 from sparsedet.common.errors import ConfigError, UnsupportedShapeError
 from sparsedet.sparsity import (
     NM,
+    Activation,
     Block,
     Calibration,
     LevelWise,
@@ -18,6 +19,7 @@ from sparsedet.sparsity import (
     OneShot,
     Sparsifier,
     SparsityConfig,
+    Targets,
     Uniform,
     check_n_m,
 )
@@ -244,5 +246,53 @@ def test_what_it_cannot_serve_is_refused():
         Sparsifier(model, config, calibration=Calibration([torch.ones(1, 4, 3, 3)], call))
     model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
     sparsifier = Sparsifier(model, config, calibration=Calibration([torch.ones(1, 4)], lambda m, b: m[0](b)))
-    with pytest.raises(ConfigError, match=r"got none that calls that of '1\.weight'"):
+    with pytest.raises(ConfigError, match=r"got none that calls those of \['1\.weight'\]"):
         sparsifier.prune_(0)
+
+
+class Functions(nn.Module):
+    """Hands two of its weights to functions, as torchvision's Swin does with qkv."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.qkv, self.proj, self.last = (nn.Linear(6, 6) for _ in range(4))
+
+    def forward(self, batch):
+        batch = functional.linear(self.first(batch), self.qkv.weight, self.qkv.bias)
+        return self.last(functional.linear(batch, self.proj.weight))
+
+
+@pytest.mark.parametrize("criterion", [Obc(), Activation()])
+def test_layers_that_only_functions_use_are_refused_all_at_once_before_anything_changes(criterion):
+    model, data = Functions(), Calibration([torch.ones(1, 6)], call)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    config = SparsityConfig(schedule=OneShot(sparsity=0.5), criterion=criterion)
+    with pytest.raises(ConfigError) as error:
+        Sparsifier(model, config, calibration=data).prune_(0)
+    assert "got none that calls those of ['qkv.weight', 'proj.weight']. Models such as torchvision's" in str(
+        error.value
+    )
+    assert "add these to sparsity.targets.exclude, or use the criterion 'magnitude'" in str(error.value)
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    left_out = config.model_copy(update={"targets": Targets(exclude=("qkv", "proj")), "scope": "chosen"})
+    sparsifier = Sparsifier(model, left_out, calibration=data)
+    sparsifier.prune_(0)
+    assert sparsifier.measure().measured_sparsity_chosen == 0.5
+
+
+def test_a_layer_that_only_a_later_batch_calls_is_served():
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    batches = [(0, torch.ones(1, 4)), (1, torch.ones(1, 4))]
+    data = Calibration(batches, lambda model, batch: model[batch[0]](batch[1]))
+    Sparsifier(model, SparsityConfig(schedule=OneShot(sparsity=0.5), criterion=Obc()), calibration=data).prune_(0)
+    assert sum(int((layer.weight == 0).sum()) for layer in model) == 16
+
+
+def test_layers_that_are_too_wide_are_refused_before_anything_is_allocated():
+    model = nn.Sequential(nn.Linear(40000, 2), nn.Linear(2, 2), nn.Conv2d(8000, 2, 3))
+    data = Calibration([torch.ones(1, 4)], call)
+    config = SparsityConfig(schedule=OneShot(sparsity=0.5), criterion=Obc(), scope="chosen")
+    message = r"fit into 4 GiB, .* got '0\.weight' \(6\.0 GiB\), '2\.weight' \(19\.3 GiB\)\. Add these to targets\.ex"
+    with pytest.raises(UnsupportedShapeError, match=message):
+        Sparsifier(model, config, calibration=data)
+    Sparsifier(model, config.model_copy(update={"targets": Targets(include=("1",))}), calibration=data)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from sparsedet.sparsity.calibration import Calibration
 from sparsedet.sparsity.criteria.criterion import BaseCriterion, infinite_where_faulty
-from sparsedet.sparsity.criteria.inputs import check_seen, num_groups, watch_inputs
+from sparsedet.sparsity.criteria.inputs import check_called, check_finite, num_groups, watch_inputs
 from sparsedet.sparsity.distributed import sum_over_processes_
 from sparsedet.sparsity.undisturbed import undisturbed
 from sparsedet.sparsity.weights import TRANSPOSED, Weight, unwrap
@@ -37,7 +37,7 @@ class Activation(BaseCriterion):
         """Return the norms, by which the weight is to be multiplied once their first dimension is repeated.
 
         Raises:
-            ConfigError: no pass calls the layer of one of the weights.
+            ConfigError: no pass calls the layers of some of the weights, or their inputs are not finite.
         """
         plain = unwrap(model)
         sums = {weight.name: _zeros(weight) for weight in weights}
@@ -51,7 +51,8 @@ class Activation(BaseCriterion):
         with undisturbed(plain), watch_inputs(plain, weights, record):
             for batch in batches:
                 calibration.run(plain, batch)
-        return {weight.name: _norms(weight, sums[weight.name], num_calls[weight.name]) for weight in weights}
+        check_called(num_calls, self.type)
+        return {weight.name: _norms(weight, sums[weight.name]) for weight in weights}
 
     def scores(self, weight: Tensor, name: str = "", statistic: Tensor | None = None) -> Tensor:
         """Return the importance of each weight: float32, >= 0, shape of `weight`; lower goes first."""
@@ -67,9 +68,9 @@ def _zeros(weight: Weight) -> Tensor:
     return torch.zeros(groups, len(tensor) if is_transposed else tensor[0].numel(), device=tensor.device)
 
 
-def _norms(weight: Weight, sums: Tensor, num_calls: int) -> Tensor:
+def _norms(weight: Weight, sums: Tensor) -> Tensor:
     sum_over_processes_(sums)
-    check_seen(weight.name, num_calls, sums)
+    check_finite(weight.name, sums)
     shape = weight.tensor.shape
     if isinstance(weight.modules[0], TRANSPOSED):
         return sums.sqrt().reshape(-1, *(1,) * (len(shape) - 1))

@@ -1,6 +1,6 @@
 """What the layers of a model read, as rows of the matrix that their weight is multiplied with."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -45,17 +45,32 @@ def watch_inputs(model: nn.Module, weights: Sequence[Weight], record: Record) ->
         yield
 
 
-def check_seen(name: str, num_calls: int, sums: Tensor) -> None:
-    """Check what passes of all processes gave for the weight `name`.
+def check_called(num_calls: Mapping[str, int], criterion: str) -> None:
+    """Check that some process saw a call of a layer of every weight.
+
+    Args:
+        num_calls: of the layers of each weight, in this process.
+        criterion: its name, for the message.
 
     Raises:
-        ConfigError: no pass called its layer, or its inputs were not finite.
+        ConfigError: some were not called; the message names all of them.
     """
-    if sum_of_counts(num_calls) == 0:
+    missing = [name for name, count in num_calls.items() if sum_of_counts(count) == 0]
+    if missing:
         raise ConfigError(
-            f"calibration.run: expected passes that call the layer of every weight that is pruned, got none that calls "
-            f"that of '{name}'. Add it to targets.exclude, or let `run` call it."
+            f"sparsity.criterion: expected passes that call the layer of every weight that is pruned, which "
+            f"'{criterion}' watches, got none that calls those of {missing}. Models such as torchvision's Swin hand "
+            "weights to functions instead: add these to sparsity.targets.exclude, or use the criterion 'magnitude'. "
+            "Layers that only training calls have to be called by `run` of the calibration."
         )
+
+
+def check_finite(name: str, sums: Tensor) -> None:
+    """Check what the inputs of the layer of the weight `name` add up to.
+
+    Raises:
+        ConfigError: they were not finite.
+    """
     if not sums.isfinite().all():
         raise ConfigError(
             f"calibration: expected finite inputs of every layer, got inf or NaN at '{name}'. Look at the data, and "

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from sparsedet.common.errors import UnsupportedShapeError
 from sparsedet.sparsity.calibration import Calibration
 from sparsedet.sparsity.criteria.criterion import BaseCriterion
-from sparsedet.sparsity.criteria.inputs import check_seen, num_groups, watch_inputs
+from sparsedet.sparsity.criteria.inputs import check_called, check_finite, num_groups, watch_inputs
 from sparsedet.sparsity.criteria.magnitude import Magnitude
 from sparsedet.sparsity.distributed import copy_from_first_process_, num_processes, sum_over_processes_
 from sparsedet.sparsity.patterns import NM, Pattern
@@ -20,6 +20,8 @@ from sparsedet.sparsity.weights import TRANSPOSED, Weight, unwrap
 _NUM_ROUNDS = 8
 _NUM_ITERATIONS = 5
 _NUM_LAST_ITERATIONS = 20
+_MAX_BYTES = 4 * 2**30
+"""Of the products of the features of one layer; twice as much memory is needed meanwhile."""
 
 Run = Callable[[nn.Module, Any], object]
 
@@ -34,7 +36,8 @@ class Obc(BaseCriterion):
     allocation says, which looks at magnitudes.
 
     All layers but transposed convolutions are served, and all patterns. X is held as X Xᵀ, one layer at a time:
-    (groups, features, features) in float32. Takes one forward pass over the data for each layer. Biases stay.
+    (groups, features, features) in float32, and once more with λ; layers for which it would take more than 4 GiB
+    (32768 features) are refused. Takes one forward pass over the data for each layer. Biases stay.
 
     Attributes:
         num_batches: batches that are looked at, at most; they are held in memory.
@@ -60,6 +63,13 @@ class Obc(BaseCriterion):
                     "sparsity.criterion: expected one that serves transposed convolutions, such as "
                     f"'{weight.name}', got 'obc'. Use 'activation', or add them to targets.exclude."
                 )
+        sizes = {weight.name: 4 * num_groups(weight) * weight.tensor[0].numel() ** 2 for weight in weights}
+        if large := [f"'{name}' ({size / 2**30:.1f} GiB)" for name, size in sizes.items() if size > _MAX_BYTES]:
+            raise UnsupportedShapeError(
+                f"sparsity.criterion: expected layers whose products of features fit into {_MAX_BYTES / 2**30:g} GiB, "
+                f"since 'obc' holds (features of a row)² numbers, got {', '.join(large)}. Add these to "
+                "targets.exclude, or use 'activation', which holds one number for each feature."
+            )
 
     def scores(self, weight: Tensor, name: str = "", statistic: Tensor | None = None) -> Tensor:
         """Return the magnitudes, by which the allocation says how many weights of each tensor go."""
@@ -89,18 +99,39 @@ class Obc(BaseCriterion):
             Bool masks by name, True = keep.
 
         Raises:
-            ConfigError: a pass calls none of a weight's layers, or the features are not finite.
+            ConfigError: no pass calls the layers of some of the weights, before anything is changed; or the features
+                are not finite.
         """
         plain = unwrap(model)
         batches = calibration.first(self.num_batches)
         counts = dict(zip((weight.name for weight in weights), num_zeros, strict=True))
         masks = {}
         with undisturbed(plain):
-            for weight in _in_order_of_calls(plain, weights, batches, calibration.run):
+            for weight in self._in_order_of_calls(plain, weights, batches, calibration.run):
                 products = _products(plain, weight, batches, calibration.run)
                 rounds = _rounds(pattern, counts[weight.name], tuple(weight.tensor.shape))
                 masks[weight.name] = self._prune_weight_(weight.tensor, products, rounds, keep.get(weight.name))
         return {weight.name: masks[weight.name] for weight in weights}
+
+    def _in_order_of_calls(
+        self, model: nn.Module, weights: Sequence[Weight], batches: Sequence[Any], run: Run
+    ) -> list[Weight]:
+        """Return `weights` in the order in which the model calls them, the same in every process."""
+        called: dict[str, int] = {}
+
+        def record(name: str, group: int, rows: Tensor) -> None:
+            called[name] = called.get(name, 0) + 1
+
+        with watch_inputs(model, weights, record):
+            for batch in batches:
+                if len(called) < len(weights):
+                    run(model, batch)
+        check_called({weight.name: called.get(weight.name, 0) for weight in weights}, self.type)
+        names = [[*called, *(weight.name for weight in weights if weight.name not in called)]]
+        if num_processes() > 1:
+            torch.distributed.broadcast_object_list(names)
+        by_name = {weight.name: weight for weight in weights}
+        return [by_name[name] for name in names[0]]
 
     def _prune_weight_(
         self, tensor: Tensor, products: Tensor, rounds: Sequence[tuple[Pattern, int]], before: Tensor | None
@@ -156,7 +187,9 @@ def damped(products: Tensor, damping: float) -> Tensor:
     """Return `products` with `damping` times the mean of the diagonal (1 where that is 0) added to it."""
     mean = products.diagonal(dim1=-2, dim2=-1).mean(-1)
     added = torch.where(mean > 0, damping * mean, 1)
-    return products + torch.diag_embed(added[:, None].expand(products.shape[:2]))
+    result = products.clone()
+    result.diagonal(dim1=-2, dim2=-1).add_(added[:, None])
+    return result
 
 
 def _rounds(pattern: Pattern, num_zeros: int, shape: tuple[int, ...]) -> list[tuple[Pattern, int]]:
@@ -170,33 +203,17 @@ def _rounds(pattern: Pattern, num_zeros: int, shape: tuple[int, ...]) -> list[tu
     return [(pattern, round(num_zeros // unit * share) * unit) for share in shares]
 
 
-def _in_order_of_calls(model: nn.Module, weights: Sequence[Weight], batches: Sequence[Any], run: Run) -> list[Weight]:
-    """Return `weights` in the order in which the model calls them, the same in every process."""
-    called: dict[str, None] = {}
-    with watch_inputs(model, weights, lambda name, *_: called.setdefault(name)):
-        for batch in batches[:1]:
-            run(model, batch)
-    names = [[*called, *(weight.name for weight in weights if weight.name not in called)]]
-    if num_processes() > 1:
-        torch.distributed.broadcast_object_list(names)
-    by_name = {weight.name: weight for weight in weights}
-    return [by_name[name] for name in names[0]]
-
-
 def _products(model: nn.Module, weight: Weight, batches: Sequence[Any], run: Run) -> Tensor:
     """Return the sums of products of the features of a weight, shape (groups, features, features), float32."""
     num_features = weight.tensor[0].numel()
     total = torch.zeros(num_groups(weight), num_features, num_features, device=weight.tensor.device)
-    num_calls = 0
 
     def record(name: str, group: int, rows: Tensor) -> None:
-        nonlocal num_calls
-        num_calls += 1
         total[group : group + len(rows)] += rows.mT @ rows
 
     with watch_inputs(model, [weight], record):
         for batch in batches:
             run(model, batch)
     sum_over_processes_(total)
-    check_seen(weight.name, num_calls, total)
+    check_finite(weight.name, total)
     return total
