@@ -13,7 +13,7 @@ from sparsedet.benchmark.onnx_export import OnnxOptions, export_checkpoint, pars
 from sparsedet.benchmark.recipe import Recipe
 from sparsedet.common.checkpoint import save_checkpoint
 from sparsedet.common.config import dump
-from sparsedet.common.errors import CheckpointError, ConfigError, MissingExtraError
+from sparsedet.common.errors import CheckpointError, ConfigError, MissingExtraError, StorageError
 from sparsedet.detection.data.config import DataConfig
 from sparsedet.detection.data.digit_scenes import make_digit_scenes
 from sparsedet.detection.models import FasterRCNNConfig, FPNConfig, ResNetConfig, RetinaHeadConfig, RetinaNetConfig
@@ -204,7 +204,7 @@ def test_bad_arguments(checkpoints, tmp_path, monkeypatch):
     with pytest.raises(ConfigError, match=r"output: expected a file name that ends in \.onnx, got 'd\.pb'"):
         export_checkpoint(checkpoint, Path("d.pb"))
     (tmp_path / "d.json").write_text("mine")
-    with pytest.raises(ConfigError, match=r"d\.json: expected a new file, got one that exists"):
+    with pytest.raises(StorageError, match=r"d\.json: expected a new file, got one that exists"):
         export_checkpoint(checkpoint, tmp_path / "d.onnx")
     with pytest.raises(CheckpointError, match="expected a checkpoint file, got nothing"):
         export_checkpoint(tmp_path / "none.pt", tmp_path / "e.onnx")

@@ -15,7 +15,7 @@ from sparsedet.benchmark.onnx_compare import check_images, compare
 from sparsedet.benchmark.onnx_modules import onnx_module
 from sparsedet.common.config import dump
 from sparsedet.common.errors import ConfigError
-from sparsedet.common.files import write_json
+from sparsedet.common.files import require_new, write_json
 from sparsedet.detection.data.splits import Splits, open_splits
 from sparsedet.export.counting import count_tensor
 from sparsedet.export.onnx_audit import OnnxAudit, audit_graph
@@ -120,7 +120,7 @@ def export_checkpoint(
         CheckpointError: the checkpoint cannot be read.
         ConfigError: an argument is wrong, or the detector does not fit into one file.
         MissingExtraError: a package of the extra ``onnx`` is not installed.
-        StorageError: a file cannot be written.
+        StorageError: a file exists already, or cannot be written.
     """
     for package in ("onnx", "onnxscript", "onnxslim", "onnxruntime"):
         require_onnx(package)
@@ -173,8 +173,7 @@ def _check_output(output: Path, force: bool) -> None:
     if output.suffix != SUFFIX:
         raise ConfigError(f"output: expected a file name that ends in {SUFFIX}, got '{output}'. Correct it.")
     for path in (output, sidecar_path(output)):
-        if path.exists() and not force:
-            raise ConfigError(f"{path}: expected a new file, got one that exists. Choose another name, or use --force.")
+        require_new(path, force)
 
 
 def parse_shape(text: str) -> tuple[int, ...]:
