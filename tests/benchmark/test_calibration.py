@@ -6,16 +6,19 @@ from torch import nn
 
 from sparsedet.benchmark.analysis import analyze_file
 from sparsedet.benchmark.calibration import TrainingBatches, calibration_of, detector_loss, run_detector
+from sparsedet.benchmark.checkpoint import open_checkpoint
 from sparsedet.benchmark.console import Console
+from sparsedet.benchmark.evaluation import Evaluation
 from sparsedet.benchmark.experiment import check_recipe
 from sparsedet.benchmark.recipe import load_recipe
+from sparsedet.benchmark.sensitivity import measure_ap
 from sparsedet.benchmark.suite import load_suite, run_suite
 from sparsedet.common.checkpoint import load_checkpoint
 from sparsedet.common.errors import ConfigError
 from sparsedet.detection.data.loader import train_loader
 from sparsedet.detection.data.splits import open_splits
 from sparsedet.detection.models import FasterRCNNConfig, FPNConfig, ResNetConfig
-from sparsedet.sparsity import Activation, Gradient, Magnitude, Obc
+from sparsedet.sparsity import Activation, Gradient, Magnitude, Obc, OneShot, Sparsifier
 from sparsedet.sparsity.weights import find_weights
 
 DEVICE = torch.device("cpu")
@@ -178,3 +181,32 @@ def test_checks_and_analyses_give_the_criterion_its_data(tiny_recipe, tmp_path):
     absent = (*overrides, "data.num_classes=2", f"data.root={tmp_path}")
     with pytest.raises(ConfigError, match="calibration: expected data, which the criterion 'activation' looks at"):
         analyze_file(tiny_recipe, absent)
+
+
+def test_sensitivity_is_measured_by_the_criterion_of_the_recipe(tiny_recipe, tmp_path, monkeypatch):
+    """Of what is left the sum of magnitudes stands for AP; `Sparsifier` says what should be."""
+    run(tiny_recipe, tmp_path / "run", sparsity("{type: activation}", "{type: one_shot, sparsity: 0.3}"), *FAST)
+    checkpoint = tmp_path / "run" / "tiny" / "sparsity-0.3" / "checkpoint.pt"
+    name, keep = "neck.lateral.4.conv.weight", "sparsity.targets={include: [neck.lateral.4.conv]}"
+
+    def left(model):
+        return float(dict(model.named_parameters())[name].detach().abs().sum())
+
+    monkeypatch.setattr(Evaluation, "detect", lambda self: [])
+    monkeypatch.setattr(Evaluation, "metrics", lambda self, results: {"ap": left(self.saved.model)})
+    values = {}
+    for criterion in (None, "magnitude"):
+        settings = (keep, *([f"sparsity.criterion={{type: {criterion}}}"] if criterion else []))
+        console = Console(quiet=True)
+        curves, _ = measure_ap(checkpoint, tmp_path / str(criterion), [0.8], 1, settings, "cpu", console)
+        values[criterion] = curves.curves[name][0].value
+        saved = open_checkpoint(checkpoint, settings)
+        recipe, model = saved.recipe, saved.model
+        config = recipe.sparsity.model_copy(update={"scope": "chosen", "schedule": OneShot(sparsity=0.8)})
+        calibration = calibration_of(recipe, open_splits(recipe.data, recipe.seed), model.stride, DEVICE)
+        Sparsifier(model, config, calibration=calibration).prune_(0)
+        assert values[criterion] == pytest.approx(left(model), rel=1e-6)
+    assert values["magnitude"] > values[None]  # which no other choice exceeds
+    settings = (keep, "sparsity.criterion={type: obc}")
+    with pytest.raises(ConfigError, match=r"leaves the other weights as they are, got 'obc'\. Use 'magnitude'"):
+        measure_ap(checkpoint, tmp_path / "obc", [0.8], 1, settings, "cpu", Console(quiet=True))

@@ -13,7 +13,7 @@ from sparsedet.common.runtime import choose_device, start
 from sparsedet.detection.bootstrap import Interval, bootstrap
 from sparsedet.detection.data.dataset import DetectionDataset
 from sparsedet.detection.data.loader import val_loader
-from sparsedet.detection.data.splits import open_splits
+from sparsedet.detection.data.splits import Splits, open_splits
 from sparsedet.detection.evaluation import DetailedMetrics, evaluate, evaluate_in_detail, read_results, write_results
 from sparsedet.detection.inference import detect
 
@@ -85,11 +85,13 @@ class Evaluation:
 
     Attributes:
         saved: the detector, on `device`.
+        splits: the data of its recipe.
         images: what it is evaluated on.
         device: where it runs.
     """
 
     saved: SavedDetector
+    splits: Splits
     images: DetectionDataset
     device: torch.device
 
@@ -117,7 +119,8 @@ def open_evaluation(
     recipe = saved.recipe
     device = choose_device(device_name)
     start(recipe.seed, device)
-    coco = open_splits(recipe.data, recipe.seed).val.coco
+    splits = open_splits(recipe.data, recipe.seed)
+    coco = splits.val.coco
     if coco.categories != saved.categories:
         raise CheckpointError(
             f"{path}: expected data with the categories {[c.name for c in saved.categories]}, got "
@@ -129,4 +132,4 @@ def open_evaluation(
         annotations = tuple(annotation for annotation in coco.annotations if annotation.image_id in ids)
         coco = replace(coco, images=images, annotations=annotations)
     saved.model.to(device)
-    return Evaluation(saved, DetectionDataset(coco, recipe.data, is_train=False), device)
+    return Evaluation(saved, splits, DetectionDataset(coco, recipe.data, is_train=False), device)

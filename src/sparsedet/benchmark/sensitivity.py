@@ -6,6 +6,7 @@ from pathlib import Path
 
 from torch import nn
 
+from sparsedet.benchmark.calibration import calibration_of
 from sparsedet.benchmark.console import Console
 from sparsedet.benchmark.evaluation import open_evaluation
 from sparsedet.common.files import write_atomically
@@ -24,7 +25,8 @@ def measure_ap(
 ) -> tuple[SensitivityCurves, tuple[Path, ...]]:
     """Measure the AP of a checkpoint with each weight pruned alone; an interrupted measurement goes on.
 
-    Weights that the checkpoint's recipe leaves out are left out here.
+    Weights that the checkpoint's recipe leaves out are left out here, and its criterion says which entries of a weight
+    go, with the batches that its training begins with; without a sparsity section it is magnitude.
 
     Args:
         path: checkpoint file.
@@ -54,11 +56,14 @@ def measure_ap(
         console.say(f"measurement {done}: AP {100 * value:.1f} on {count} images")
         return value
 
-    targets = None if recipe.sparsity is None else recipe.sparsity.targets
-    curves = measure_sensitivity(evaluation.saved.model, ap, targets, sparsities, name.with_suffix(".json"))
+    model, sparsity = evaluation.saved.model, recipe.sparsity
+    targets, criterion = (None, None) if sparsity is None else (sparsity.targets, sparsity.criterion)
+    calibration = calibration_of(recipe, evaluation.splits, model.stride, evaluation.device)
+    cache = name.with_suffix(".json")
+    curves = measure_sensitivity(model, ap, targets, sparsities, cache, criterion, calibration)
     points = {
         layer: [(point.target_sparsity, point.value) for point in found] for layer, found in curves.curves.items()
     }
     figure = layer_losses(points, curves.dense, f"AP lost by one layer, dense {100 * curves.dense:.1f}, {count} images")
     write_atomically(name.with_suffix(".png"), methodcaller("write", to_png(figure)))
-    return curves, (name.with_suffix(".json"), name.with_suffix(".png"))
+    return curves, (cache, name.with_suffix(".png"))

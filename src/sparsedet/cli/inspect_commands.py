@@ -99,7 +99,10 @@ def sensitivity(
     set_: Overrides = None,
     as_json: Json = False,
 ) -> None:
-    """Measure AP with each layer pruned alone; the curves are for allocation: {type: sensitivity, curves: FILE}."""
+    """Measure AP with each layer pruned alone; the curves are for allocation: {type: sensitivity, curves: FILE}.
+
+    Layers are pruned by the checkpoint's sparsity.criterion, magnitude where it has none.
+    """
     from sparsedet.benchmark.console import Console
     from sparsedet.benchmark.sensitivity import measure_ap
     from sparsedet.common.config import dump
