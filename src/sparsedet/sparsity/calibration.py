@@ -1,6 +1,6 @@
 """Calibration: the data that some criteria look at, and passes over it that leave the model as it was."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from sparsedet.common.errors import ConfigError
-from sparsedet.sparsity.distributed import num_processes, sum_over_processes_
+from sparsedet.sparsity.distributed import is_sharded, num_processes, sum_over_processes_
+from sparsedet.sparsity.weights import Weight
 
 
 @dataclass(frozen=True)
@@ -38,14 +39,23 @@ class Calibration:
     run: Callable[[nn.Module, Any], object]
     loss: Callable[[nn.Module, Any], Tensor] | None = None
 
-    def first(self, num_batches: int) -> list[Any]:
-        """Return the first batches, at most `num_batches`.
+    def first(self, num_batches: int, weights: Sequence[Weight]) -> list[Any]:
+        """Return the first batches, at most `num_batches`, for passes that look at some weights.
 
         Raises:
-            ConfigError: there is none (in no process of a distributed run).
+            ConfigError: there is none (in no process of a distributed run), or processes that share the weights have
+                different numbers of them.
         """
         batches = list(islice(self.batches, num_batches))
-        if sum_of_counts(len(batches)) == 0:
+        total = sum_of_counts(len(batches))
+        if any(is_sharded(weight.tensor) for weight in weights):
+            is_another = total != len(batches) * num_processes()
+            if sum_of_counts(int(is_another)):  # a process with fewer passes would let the others wait for ever
+                raise ConfigError(
+                    f"calibration.batches: expected as many batches in each process of a model that is sharded (FSDP2), "
+                    f"got {len(batches)} in one of {num_processes()} and {total} in all. Give each the same number."
+                )
+        if total == 0:
             raise ConfigError(
                 "calibration.batches: expected at least one batch, got none. Give a list or a data loader; "
                 "a generator is empty when it is gone through again."

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sparsedet.common.errors import SparseDetError
 
@@ -33,15 +33,25 @@ def own_part(tensor: Tensor) -> Tensor:
 
 
 def shard_like(tensor: Tensor, like: Tensor) -> Tensor:
-    """Return the entries of `tensor`, which every process has, that stand where this process holds those of `like`."""
+    """Return a copy of `tensor`, all of which every process has, sharded as `like` is, if that is."""
+    if not is_sharded(like):
+        return tensor.clone()
     from torch.distributed.tensor import distribute_tensor
 
     sharded: Any = like
-    parts: Any = distribute_tensor(
-        tensor.to(own_part(like).device), sharded.device_mesh, sharded.placements, src_data_rank=None
-    )
-    result: Tensor = parts.to_local()
+    device = own_part(like).device
+    result: Tensor = distribute_tensor(
+        tensor.to(device), sharded.device_mesh, sharded.placements, src_data_rank=None
+    ).clone()
     return result
+
+
+def reshard(model: nn.Module) -> None:
+    """Have the modules of a model that FSDP2 shards hold sharded parameters, which after a forward pass some do not."""
+    for module in model.modules():
+        if any(base.__name__ == "FSDPModule" for base in type(module).__mro__):
+            sharding: Any = module
+            sharding.reshard()
 
 
 def num_processes() -> int:
@@ -54,6 +64,12 @@ def sum_over_processes_(tensor: Tensor) -> None:
     """Add up what every process holds in `tensor`, in each of them; a sharded one is complete already."""
     if num_processes() > 1 and not is_sharded(tensor):
         torch.distributed.all_reduce(tensor)
+
+
+def leave_to_first_process_(tensor: Tensor) -> None:
+    """Zero what stands the same in every process in all but the first, so that the sum is that; not a sharded one."""
+    if num_processes() > 1 and not is_sharded(tensor) and torch.distributed.get_rank() > 0:
+        tensor.zero_()
 
 
 def copy_from_first_process_(tensor: Tensor) -> None:

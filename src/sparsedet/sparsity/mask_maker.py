@@ -13,7 +13,7 @@ from sparsedet.sparsity.budget import Budget
 from sparsedet.sparsity.calibration import Calibration
 from sparsedet.sparsity.config import SparsityConfig
 from sparsedet.sparsity.criteria import Obc
-from sparsedet.sparsity.distributed import sum_over_processes_, whole
+from sparsedet.sparsity.distributed import whole
 from sparsedet.sparsity.growth import swap
 from sparsedet.sparsity.masked import MaskedTensors
 from sparsedet.sparsity.weights import Weight
@@ -96,10 +96,7 @@ class MaskMaker:
         with self._calibrated():
             for name, weight in self._masked.weights.items():
                 keep, scores = self._masked.masks[name].keep.cpu(), self._finite_scores(weight)
-                gradient = self._masked.gradients.get(name)
-                gradient = torch.zeros_like(weight.tensor) if gradient is None else gradient
-                sum_over_processes_(gradient)
-                gradient = whole(gradient).cpu().contiguous()
+                gradient = self._masked.whole_gradient(name).cpu().contiguous()
                 if gradient.any():  # a frozen weight has none
                     keep = swap(self._config.pattern, keep, scores, gradient, share)
                 keeps[name] = keep

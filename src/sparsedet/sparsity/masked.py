@@ -8,7 +8,16 @@ import torch
 from torch import Tensor, nn
 
 from sparsedet.common.errors import CheckpointError
-from sparsedet.sparsity.distributed import check_equal, num_processes, own_part
+from sparsedet.sparsity.distributed import (
+    check_equal,
+    is_sharded,
+    leave_to_first_process_,
+    num_processes,
+    own_part,
+    shard_like,
+    sum_over_processes_,
+    whole,
+)
 from sparsedet.sparsity.followers import Follower, named_tensors
 from sparsedet.sparsity.masks import Mask, merge_
 from sparsedet.sparsity.weights import Weight, find_weights
@@ -113,7 +122,7 @@ class MaskedTensors:
     @torch.no_grad()
     def hold_(self) -> None:
         """Keep the values of pruned weights aside, as they stand in the weights now."""
-        for name in self.weights.keys() & self.masks.keys():
+        for name in self.weights if self.masks else ():  # in the same order in every process
             self.pruned_values[name] = self.tensor(name).detach().clone()
             self.masks[name].clear_kept_(self.pruned_values[name])
 
@@ -140,6 +149,15 @@ class MaskedTensors:
                 self.gradients[name] = gradient.detach().clone()
         self.masks[name].apply_(gradient)
 
+    def whole_gradient(self, name: str) -> Tensor:
+        """Return the gradient of all processes for a weight, each of which has to ask; a frozen one has zeros."""
+        gradient = self.gradients.get(name)
+        gradient = torch.zeros_like(self.tensor(name)) if gradient is None else gradient
+        if num_processes() > 1 and not is_sharded(gradient):
+            gradient = gradient.clone()
+            sum_over_processes_(gradient)
+        return whole(gradient)
+
     @contextmanager
     def dense(self) -> Iterator[None]:
         """Have the weights hold the values of pruned ones meanwhile, if these are kept."""
@@ -164,9 +182,9 @@ class MaskedTensors:
         """Return masks and, where they are needed to go on, pruned values and gradients (not copies)."""
         state: dict[str, Any] = {"masks": self.keeps}
         if self.pruned_values:
-            state["pruned_values"] = dict(self.pruned_values)
+            state["pruned_values"] = {name: whole(values) for name, values in self.pruned_values.items()}
         if self.gradients:
-            state["gradients"] = dict(self.gradients)
+            state["gradients"] = {name: self.whole_gradient(name) for name in self.weights}
         return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -195,9 +213,11 @@ class MaskedTensors:
         keeps = self.keeps
         self.masks |= {name: Mask.of(follower.keep(keeps)) for name, follower in self.followers.items() if keeps}
         self.pruned_values, self.gradients = (
-            {name: value.clone() for name, value in state.get(key, {}).items()}
+            {name: shard_like(value, self.tensor(name)) for name, value in state.get(key, {}).items()}
             for key in ("pruned_values", "gradients")
         )
+        for gradient in self.gradients.values():
+            leave_to_first_process_(gradient)
         self.apply_()
 
 

@@ -72,7 +72,7 @@ class Mask:
             return self.bits
         values = own_part(tensor)
         if self.part is None or self.part.shape != values.shape:
-            self.part = shard_like(self.bits, tensor)
+            self.part = own_part(shard_like(self.bits, tensor))
         self.part = _relaid(self.part, values)
         return self.part
 

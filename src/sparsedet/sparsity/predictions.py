@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
-from sparsedet.common.errors import TargetMatchError
+from sparsedet.common.errors import ConfigError, TargetMatchError
+from sparsedet.sparsity.distributed import is_sharded
 from sparsedet.sparsity.profile import run_once
 from sparsedet.sparsity.weights import Weight, find_weights
 
@@ -34,8 +35,15 @@ def find_predictions(
 
     Raises:
         TargetMatchError: layers run where no gradient is kept, so that it cannot be told.
-        ConfigError: the forward pass fails on these inputs.
+        ConfigError: the forward pass fails on these inputs, or the model is sharded (FSDP2).
     """
+    weights = find_weights(model)
+    for weight in weights:
+        if is_sharded(weight.tensor):  # a gradient inside of a forward pass shards again what the pass still needs
+            raise ConfigError(
+                f"model: expected one that is not sharded yet (FSDP2), to find its prediction layers, got '{weight.name}' "
+                "in parts. Make the sparsifier before fully_shard(model), and attach optimizers after it."
+            )
     called, read = set[str](), set[str]()
     blind: list[str] = []
 
@@ -51,7 +59,7 @@ def find_predictions(
         return tree_map(lambda value: _mark(value, name), output)
 
     with ExitStack() as stack, torch.enable_grad():
-        for name, module in _layers(find_weights(model)):
+        for name, module in _layers(weights):
             pre_hook = module.register_forward_pre_hook(
                 lambda _, args, kwargs, name=name: before(name, args, kwargs), with_kwargs=True
             )

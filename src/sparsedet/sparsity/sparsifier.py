@@ -11,7 +11,7 @@ from sparsedet.common.errors import ConfigError, UnreachableTargetError
 from sparsedet.sparsity.budget import Budget
 from sparsedet.sparsity.calibration import Calibration
 from sparsedet.sparsity.config import ZEROS_ANYWHERE, SparsityConfig
-from sparsedet.sparsity.distributed import whole
+from sparsedet.sparsity.distributed import reshard, whole
 from sparsedet.sparsity.followers import DeadChannels, Follower, count_dead_channels, find_followers
 from sparsedet.sparsity.hooks import Hooks
 from sparsedet.sparsity.mask_maker import MaskMaker
@@ -246,6 +246,8 @@ class Sparsifier:
             model: another module with the same parameter names, such as an averaged copy; default the pruned
                 model.
         """
+        if model is None:
+            reshard(self._model)
         self._masked.apply_(model)
 
     def measure(self, model: nn.Module | None = None) -> Measurement:
@@ -278,6 +280,7 @@ class Sparsifier:
         Raises:
             ConfigError: the optimizer holds none of the chosen weights.
         """
+        reshard(self._model)
         held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
         if not any(id(weight.tensor) in held for weight in self._chosen.values()):
             raise ConfigError(
@@ -303,6 +306,7 @@ class Sparsifier:
         Raises:
             CheckpointError: the masks are of other weights than the chosen ones.
         """
+        reshard(self._model)
         self._masked.load_state_dict(state)
         self.level, self._updated_at = state["level"], state.get("updated_at")
         target = None if self.level is None else self.target_sparsities[self.level]
@@ -324,6 +328,7 @@ class Sparsifier:
     @torch.no_grad()
     def _prune_to(self, level: int, target: float | None) -> bool:
         """Make masks for a sparsity of `level`, unless those that are there serve it; tell whether they are new."""
+        reshard(self._model)
         end = self.target_sparsities[level]
         target = end if target is None else target
         is_soft = self.config.keep_pruned_values
@@ -348,6 +353,7 @@ class Sparsifier:
         """Drop and grow by the gradients of the last step; tell whether there were any."""
         if not self._masked.gradients:
             return False
+        reshard(self._model)
         self._set_masks_(self._maker.grow(share))
         return True
 

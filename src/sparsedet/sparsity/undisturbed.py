@@ -6,6 +6,8 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
+from sparsedet.sparsity.distributed import reshard
+
 
 @contextmanager
 def undisturbed(model: nn.Module) -> Iterator[None]:
@@ -29,6 +31,7 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
         try:
             yield
         finally:
+            reshard(model)
             with torch.no_grad():
                 for buffer, version, value in buffers:
                     if buffer._version != version:

@@ -47,7 +47,7 @@ class Activation(BaseCriterion):
             sums[name][group : group + len(rows)] += rows.square().sum(1)
             num_calls[name] += 1
 
-        batches = calibration.first(self.num_batches)
+        batches = calibration.first(self.num_batches, weights)
         with undisturbed(plain), watch_inputs(plain, weights, record):
             for batch in batches:
                 calibration.run(plain, batch)

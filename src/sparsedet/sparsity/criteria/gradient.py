@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from sparsedet.common.errors import ConfigError
 from sparsedet.sparsity.calibration import Calibration, sum_of_counts
 from sparsedet.sparsity.criteria.criterion import BaseCriterion
-from sparsedet.sparsity.distributed import sum_over_processes_
+from sparsedet.sparsity.distributed import is_sharded, sum_over_processes_
 from sparsedet.sparsity.undisturbed import undisturbed
 from sparsedet.sparsity.weights import Weight, unwrap
 
@@ -35,7 +35,8 @@ class Gradient(BaseCriterion):
         """Return the scores; one gradient and one sum for each weight are held in memory.
 
         Raises:
-            ConfigError: the calibration has no loss, or the loss of no batch depends on one of the weights.
+            ConfigError: the calibration has no loss, the loss of no batch depends on one of the weights, or they are
+                sharded (FSDP2).
         """
         if calibration.loss is None:
             raise ConfigError(
@@ -44,9 +45,14 @@ class Gradient(BaseCriterion):
             )
         plain = unwrap(model)
         tensors = [weight.tensor for weight in weights]
+        if any(is_sharded(tensor) for tensor in tensors):  # of which gradients exist as a mean over the processes only
+            raise ConfigError(
+                f"criterion: expected one that serves weights that are sharded (FSDP2), such as '{weights[0].name}', got "
+                "'gradient'. Make the masks before fully_shard(model), with the same sparsifier, or use 'activation'."
+            )
         totals = [torch.zeros(tensor.shape, device=tensor.device) for tensor in tensors]
         is_used = torch.zeros(len(tensors), device=tensors[0].device)
-        batches = calibration.first(self.num_batches)
+        batches = calibration.first(self.num_batches, weights)
         with ExitStack() as stack:
             stack.enter_context(undisturbed(plain))
             _train_containers(plain)

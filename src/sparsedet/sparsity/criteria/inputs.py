@@ -10,6 +10,7 @@ from torch.nn import functional
 
 from sparsedet.common.errors import ConfigError
 from sparsedet.sparsity.calibration import sum_of_counts
+from sparsedet.sparsity.distributed import reshard
 from sparsedet.sparsity.weights import ATTENTION_PROJECTIONS, CONVOLUTIONS, TRANSPOSED, Weight
 
 Record = Callable[[str, int, Tensor], None]
@@ -42,6 +43,7 @@ def watch_inputs(model: nn.Module, weights: Sequence[Weight], record: Record) ->
                 hook = _layer_hook(names[id(module), "weight"], record)
             if hook is not None:
                 stack.callback(module.register_forward_pre_hook(hook, with_kwargs=True).remove)
+        stack.callback(reshard, model)
         yield
 
 

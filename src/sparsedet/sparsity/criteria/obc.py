@@ -12,7 +12,14 @@ from sparsedet.sparsity.calibration import Calibration
 from sparsedet.sparsity.criteria.criterion import BaseCriterion
 from sparsedet.sparsity.criteria.inputs import check_called, check_finite, num_groups, watch_inputs
 from sparsedet.sparsity.criteria.magnitude import Magnitude
-from sparsedet.sparsity.distributed import copy_from_first_process_, num_processes, sum_over_processes_
+from sparsedet.sparsity.distributed import (
+    copy_from_first_process_,
+    num_processes,
+    own_part,
+    shard_like,
+    sum_over_processes_,
+    whole,
+)
 from sparsedet.sparsity.patterns import NM, Pattern
 from sparsedet.sparsity.undisturbed import undisturbed
 from sparsedet.sparsity.weights import TRANSPOSED, Weight, unwrap
@@ -103,7 +110,7 @@ class Obc(BaseCriterion):
                 are not finite.
         """
         plain = unwrap(model)
-        batches = calibration.first(self.num_batches)
+        batches = calibration.first(self.num_batches, weights)
         counts = dict(zip((weight.name for weight in weights), num_zeros, strict=True))
         masks = {}
         with undisturbed(plain):
@@ -136,7 +143,7 @@ class Obc(BaseCriterion):
     def _prune_weight_(
         self, tensor: Tensor, products: Tensor, rounds: Sequence[tuple[Pattern, int]], before: Tensor | None
     ) -> Tensor:
-        target = tensor.float().reshape(len(products), -1, products.shape[-1])
+        target = whole(tensor).float().reshape(len(products), -1, products.shape[-1])
         norms = products.diagonal(dim1=-2, dim2=-1).sqrt()[:, None]
         products = damped(products, self.damping)
         weights = target
@@ -150,7 +157,7 @@ class Obc(BaseCriterion):
         copy_from_first_process_(weights)
         bits = keep.to(target.device, torch.uint8)
         copy_from_first_process_(bits)
-        tensor.copy_(weights.reshape(tensor.shape))
+        own_part(tensor).copy_(own_part(shard_like(weights.reshape(tensor.shape), tensor)))
         return bits.bool()
 
 
