@@ -52,6 +52,7 @@ def test_an_average_made_of_sparse_weights_stays_so(net, loss, holds):
     average = AveragedModel(net)
     for step in range(3):
         loss(net, step).backward()
+        net[5].weight.data.add_(0.1)  # whatever stands there
         optimizer.step()
         average.update_parameters(net)
     holds(sparsifier.masks, average.module)

@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 
-from sparsedet.sparsity import LevelWise, Sparsifier, SparsityConfig
+from sparsedet.sparsity import Activation, Calibration, LevelWise, Sparsifier, SparsityConfig
 
 LEVELS = SparsityConfig(schedule=LevelWise(levels=(0.5, 0.8)))
 
@@ -66,5 +66,27 @@ def test_a_compiled_step_of_the_optimizer(net, loss, holds):
         sparsifier.before_step(index, 4)
         optimizer.zero_grad()
         loss(net, index).backward()
+        net[5].weight.data.add_(0.1)  # whatever stands there
         step()
         holds(sparsifier.masks, net)
+
+
+def test_compiled_parts_are_seen_by_a_criterion(net):
+    """Code that is compiled already would not call the hooks that look at inputs."""
+    batches = [torch.randn(4, 3, 4, 4, generator=torch.Generator().manual_seed(seed)) for seed in range(2)]
+    found = []
+    for compiles in (False, True):
+        model = copy.deepcopy(net).eval()
+        if compiles:
+            model[3].compile(backend="eager")
+            model[5] = torch.compile(model[5], backend="eager")
+            with torch.no_grad():
+                model(batches[0])
+        calibration = Calibration(batches, lambda model, batch: model(batch))
+        sparsifier = Sparsifier(
+            model, SparsityConfig(schedule=LevelWise(levels=(0.5,)), criterion=Activation()), calibration=calibration
+        )
+        sparsifier.prune_(0)
+        found.append(sparsifier.masks)
+    assert found[0].keys() == found[1].keys()
+    assert all(torch.equal(mask, found[1][name]) for name, mask in found[0].items())

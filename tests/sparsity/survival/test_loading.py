@@ -82,12 +82,33 @@ def test_what_follows_dead_channels_is_zeroed_too(net, fresh_net):
     assert net[1].weight[~dead].all()
 
 
-def test_a_detached_sparsifier_lets_weights_in(net, fresh_net, holds):
+def test_masks_that_were_loaded_do_the_same(net, fresh_net, holds):
+    state = pruned(fresh_net()).state_dict()
+    sparsifier = Sparsifier(net, LEVELS)
+    sparsifier.load_state_dict(state)
+    holds(sparsifier.masks, net)
+    net.load_state_dict(fresh_net().state_dict())
+    holds(sparsifier.masks, net)
+
+
+def test_a_state_of_no_masks_lets_weights_in(net, fresh_net):
+    state = Sparsifier(net, LEVELS).state_dict()
     sparsifier = pruned(net)
+    sparsifier.load_state_dict(state)
+    net.load_state_dict(fresh_net().state_dict())
+    assert (net[5].weight != 0).all()
+    assert sparsifier.level is None
+
+
+def test_a_detached_sparsifier_lets_weights_in(net, fresh_net, holds):
+    sparsifier = pruned(net, level=0)
     sparsifier.detach()
     net.load_state_dict(fresh_net().state_dict())
     assert (net[5].weight != 0).all()
     sparsifier.apply_()
+    holds(sparsifier.masks, net)
+    sparsifier.prune_(1)  # new masks watch again
+    net.load_state_dict(fresh_net().state_dict())
     holds(sparsifier.masks, net)
 
 
@@ -113,6 +134,22 @@ def test_an_earlier_level_is_loaded_state_first(net):
     other = Sparsifier(net, LEVELS)
     other.load_state_dict(early["sparsifier"])
     del sparsifier
+    net.load_state_dict(early["model"])
+    assert all(torch.equal(value, early["model"][name]) for name, value in net.state_dict().items())
+
+
+@pytest.mark.parametrize("then", ["made", "loaded"])
+def test_what_was_cut_is_forgotten_with_new_masks(then, net, fresh_net):
+    sparsifier = pruned(net, level=0)
+    early = copy.deepcopy({"model": net.state_dict(), "sparsifier": sparsifier.state_dict()})
+    if then == "loaded":
+        sparsifier.prune_(1)
+    net.load_state_dict(fresh_net().state_dict())
+    if then == "loaded":
+        sparsifier.load_state_dict(sparsifier.state_dict())
+    else:
+        sparsifier.prune_(1)
+    sparsifier.load_state_dict(early["sparsifier"])
     net.load_state_dict(early["model"])
     assert all(torch.equal(value, early["model"][name]) for name, value in net.state_dict().items())
 
@@ -152,6 +189,7 @@ def test_masks_of_zeros_keep_them_through_training(net, steps, holds):
 @pytest.mark.parametrize("order", ["before", "after"])
 def test_keep_zeros_in_a_configuration(order, net, fresh_net):
     state = sparse_state(net, 0.4)
+    state["0.weight"][:, 0] = 0  # more than is asked for
     config = SparsityConfig(schedule=OneShot(sparsity=0.5), allocation=Uniform(), keep_zeros=True)
     sparsifier = Sparsifier(net, config) if order == "before" else None
     net.load_state_dict(state)

@@ -66,6 +66,7 @@ def test_many_changes_of_the_masks_of_one_sparsifier(net, loss):
         if step in (4, 18):
             found.append(num_bytes())
     assert found[0] == found[1]
+    assert len(net[5]._load_state_dict_post_hooks) == 1
 
 
 def test_a_byte_for_each_masked_weight(net):

@@ -29,6 +29,7 @@ def test_autocast_with_a_gradient_scaler(dtype, fused, net, loss, holds):
         scaler.scale(value).backward()
         scaler.unscale_(optimizer)
         nn.utils.clip_grad_norm_(net.parameters(), 1.0)
+        net[5].weight.data.add_(0.1)  # whatever stands there
         scaler.step(optimizer)
         scaler.update()
         holds(sparsifier.masks, net)

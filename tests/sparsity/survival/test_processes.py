@@ -9,7 +9,13 @@ from pathlib import Path
 import pytest
 
 KINDS = ["levels", "two_four", "growing", "soft", "channel", "zeros"]
-CASES = ["differ", "refused", "fsdp2-activation", "fsdp2-obc", *(f"{way}-{kind}" for kind in KINDS for way in ("ddp", "fsdp2"))]
+CASES = [
+    "differ",
+    "refused",
+    "fsdp2-activation",
+    "fsdp2-obc",
+    *(f"{way}-{kind}" for kind in KINDS for way in ("ddp", "fsdp2")),
+]
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(sys.platform == "win32", reason="gloo between processes is tested on Linux and macOS"),
