@@ -69,6 +69,21 @@ def test_many_changes_of_the_masks_of_one_sparsifier(net, loss):
     assert len(net[5]._load_state_dict_post_hooks) == 1
 
 
+def test_optimizers_and_parameters_that_are_gone_are_let_go(net, fresh_net, steps):
+    sparsifier = Sparsifier(net, CONFIGS["fixed"])
+    sparsifier.prune_(0)
+    watched = []
+    for _ in range(2):
+        optimizer = torch.optim.AdamW(net.parameters(), lr=0.01)
+        sparsifier.attach(optimizer)
+        steps(net, optimizer, 1)
+        watched += [weakref.ref(optimizer), weakref.ref(net[5].weight)]
+        del optimizer
+        net.load_state_dict(fresh_net().state_dict(), assign=True)
+    gc.collect()
+    assert [reference() for reference in watched] == [None] * 4
+
+
 def test_a_byte_for_each_masked_weight(net):
     before = num_bytes()
     sparsifier = Sparsifier(net, CONFIGS["fixed"])

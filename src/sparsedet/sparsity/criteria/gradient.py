@@ -44,12 +44,8 @@ class Gradient(BaseCriterion):
                 "'gradient' needs, got None. Add it."
             )
         plain = unwrap(model)
+        _check_whole(weights)
         tensors = [weight.tensor for weight in weights]
-        if any(is_sharded(tensor) for tensor in tensors):  # of which gradients exist as a mean over the processes only
-            raise ConfigError(
-                f"criterion: expected one that serves weights that are sharded (FSDP2), such as '{weights[0].name}', got "
-                "'gradient'. Make the masks before fully_shard(model), with the same sparsifier, or use 'activation'."
-            )
         totals = [torch.zeros(tensor.shape, device=tensor.device) for tensor in tensors]
         is_used = torch.zeros(len(tensors), device=tensors[0].device)
         batches = calibration.first(self.num_batches, weights)
@@ -88,6 +84,15 @@ class Gradient(BaseCriterion):
         """Return the importance of each weight: float32, >= 0, shape of `weight`; lower goes first."""
         assert statistic is not None
         return statistic
+
+
+def _check_whole(weights: Sequence[Weight]) -> None:
+    for weight in weights:
+        if is_sharded(weight.tensor):  # its gradient is a mean over the processes, not that of a batch
+            raise ConfigError(
+                f"criterion: expected one that serves weights that are sharded (FSDP2), such as '{weight.name}', got "
+                "'gradient'. Make the masks before fully_shard(model), with the same sparsifier, or use 'activation'."
+            )
 
 
 def _train_containers(model: nn.Module) -> None:
