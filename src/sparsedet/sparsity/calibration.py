@@ -52,8 +52,8 @@ class Calibration:
             is_another = total != len(batches) * num_processes()
             if sum_of_counts(int(is_another)):  # a process with fewer passes would let the others wait for ever
                 raise ConfigError(
-                    f"calibration.batches: expected as many batches in each process of a model that is sharded "
-                    f"(FSDP2), got {len(batches)} in one of {num_processes()} and {total} in all. Give each the same number."
+                    "calibration.batches: expected as many batches in each process of a model that is sharded (FSDP2), "
+                    f"got {len(batches)} in one of {num_processes()} and {total} in all. Give each the same number."
                 )
         if total == 0:
             raise ConfigError(

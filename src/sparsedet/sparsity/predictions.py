@@ -42,7 +42,7 @@ def find_predictions(
         if is_sharded(weight.tensor):  # a gradient inside of a forward pass shards again what the pass still needs
             raise ConfigError(
                 f"model: expected one that is not sharded yet (FSDP2), to find its prediction layers, got "
-                f"'{weight.name}' in parts. Make the sparsifier before fully_shard(model), and attach optimizers after it."
+                f"'{weight.name}' in parts. Make the sparsifier before fully_shard(model), and attach optimizers after."
             )
     called, read = set[str](), set[str]()
     blind: list[str] = []

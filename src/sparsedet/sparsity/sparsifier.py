@@ -296,7 +296,10 @@ class Sparsifier:
         self._hooks.remove()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what is needed to go on at any step, as plain containers and tensors (not copies)."""
+        """Return what is needed to go on at any step, as plain containers and tensors (not copies).
+
+        In a distributed run every process has to call it, unless masks are fixed; what one returns serves all.
+        """
         made = {"level": self.level, "target_sparsity": self.target_sparsity, "updated_at": self._updated_at}
         return made | self._masked.state_dict()
 
