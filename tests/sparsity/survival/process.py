@@ -23,7 +23,7 @@ from torch.distributed.checkpoint.state_dict import (
     set_model_state_dict,
     set_optimizer_state_dict,
 )
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import FSDPModule, fully_shard
 
 from sparsedet.common.errors import ConfigError, SparseDetError
 from sparsedet.sparsity import (
@@ -195,6 +195,8 @@ def prune(criterion, wrap, part):
     sparsifier = Sparsifier(wrap(net), config, calibration=calibration(part))
     for level in range(2):
         sparsifier.prune_(level)
+    if isinstance(net, FSDPModule):
+        net.reshard()  # what is read here are the parts
     return sparsifier.masks, {name: full(value).clone() for name, value in net.named_parameters()}
 
 
@@ -262,6 +264,30 @@ def masks_that_differ():
     assert sparsifier.masks == {}
 
 
+def left_whole():
+    """A forward pass leaves the parameters of the outermost module whole; what is done then reaches the parts."""
+    net = make_net()
+    fully_shard(net)
+    sparsifier, source = (Sparsifier(model, CONFIGS["levels"]) for model in (net, make_net()))
+    source.prune_(0)
+
+    def after_a_pass(act, *args):
+        with torch.no_grad():
+            net(torch.ones(1, 24))
+        assert type(net[0].weight) is nn.Parameter
+        act(*args)
+        net.reshard()
+        for name, mask in sparsifier.masks.items():
+            assert not full(net.get_parameter(name))[~mask].any(), act
+
+    after_a_pass(sparsifier.attach, torch.optim.SGD(net.parameters(), lr=0.05))
+    after_a_pass(sparsifier.load_state_dict, source.state_dict())
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.fill_(1.0)
+    after_a_pass(sparsifier.apply_)
+
+
 WRAPPERS = {"ddp": distributed_data_parallel, "fsdp2": sharded}
 
 
@@ -272,7 +298,7 @@ def main():
     alone = {kind: Run(kind, lambda net: net, slice(0, 8)).go(0, STEPS) for kind in CONFIGS}
     criteria = {criterion.type: criterion for criterion in (Activation(), Obc())}
     pruned = {name: prune(criterion, lambda net: net, slice(0, 4)) for name, criterion in criteria.items()}
-    cases = {"differ": masks_that_differ, "refused": refused}
+    cases = {"differ": masks_that_differ, "refused": refused, "left_whole": left_whole}
     cases |= {f"fsdp2-{name}": partial(looks_at_data, criteria[name], pruned[name]) for name in criteria}
     for kind in CONFIGS:
         cases |= {f"{way}-{kind}": partial(compare, kind, wrap, alone) for way, wrap in WRAPPERS.items()}

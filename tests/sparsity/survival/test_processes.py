@@ -12,6 +12,7 @@ KINDS = ["levels", "two_four", "growing", "soft", "channel", "zeros"]
 CASES = [
     "differ",
     "refused",
+    "left_whole",
     "fsdp2-activation",
     "fsdp2-obc",
     *(f"{way}-{kind}" for kind in KINDS for way in ("ddp", "fsdp2")),
