@@ -164,6 +164,7 @@ class Sparsifier:
         every_level = range(len(self.target_sparsities)) if levels is None else levels
         targets = [self.target_sparsities[level] for level in every_level]
         sizes = [weight.tensor.numel() for weight in self._chosen.values()]
+        reshard(self._model)
         with self._masked.dense():
             every_count = self._maker.counts(targets)
         return [

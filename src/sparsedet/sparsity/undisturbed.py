@@ -6,8 +6,6 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
-from sparsedet.sparsity.distributed import reshard
-
 
 @contextmanager
 def undisturbed(model: nn.Module) -> Iterator[None]:
@@ -31,7 +29,6 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
         try:
             yield
         finally:
-            reshard(model)
             with torch.no_grad():
                 for buffer, version, value in buffers:
                     if buffer._version != version:

@@ -178,7 +178,12 @@ def compare(kind, wrap, alone):
     written = [stream.getvalue()]
     torch.distributed.broadcast_object_list(written)  # the first process writes for all
     for again in (Run(kind, lambda net: net, slice(0, 8)), Run(kind, wrap, part)):
-        again.load(*torch.load(io.BytesIO(written[0])))
+        state = torch.load(io.BytesIO(written[0]))
+        again.load(*state)
+        rewritten = again.sparsifier.state_dict()
+        assert rewritten.keys() == state[0].keys()
+        for key in {"masks", "pruned_values", "gradients"} & state[0].keys():
+            assert all(torch.equal(value, state[0][key][name]) for name, value in sorted(rewritten[key].items()))
         check_equal(again.go(STOP, STEPS), masks[STOP:], expected)
 
 
@@ -268,7 +273,7 @@ def left_whole():
     """A forward pass leaves the parameters of the outermost module whole; what is done then reaches the parts."""
     net = make_net()
     fully_shard(net)
-    sparsifier, source = (Sparsifier(model, CONFIGS["levels"]) for model in (net, make_net()))
+    sparsifier, source = (Sparsifier(model, CONFIGS["soft"]) for model in (net, make_net()))
     source.prune_(0)
 
     def after_a_pass(act, *args):
@@ -286,6 +291,7 @@ def left_whole():
         for parameter in net.parameters():
             parameter.fill_(1.0)
     after_a_pass(sparsifier.apply_)
+    after_a_pass(sparsifier.allocate_levels)
 
 
 WRAPPERS = {"ddp": distributed_data_parallel, "fsdp2": sharded}

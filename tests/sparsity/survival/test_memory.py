@@ -7,7 +7,16 @@ import pytest
 import torch
 from torch import nn
 
-from sparsedet.sparsity import Dynamic, LevelWise, OneShot, Sparsifier, SparsityConfig
+from sparsedet.sparsity import (
+    Calibration,
+    Dynamic,
+    Gradient,
+    LevelWise,
+    Magnitude,
+    OneShot,
+    Sparsifier,
+    SparsityConfig,
+)
 
 
 def num_bytes():
@@ -84,9 +93,12 @@ def test_optimizers_and_parameters_that_are_gone_are_let_go(net, fresh_net, step
     assert [reference() for reference in watched] == [None] * 4
 
 
-def test_a_byte_for_each_masked_weight(net):
+@pytest.mark.parametrize("criterion", [Magnitude(), Gradient()])
+def test_a_byte_for_each_masked_weight(criterion, net, loss):
+    calibration = Calibration([0], loss, loss)
     before = num_bytes()
-    sparsifier = Sparsifier(net, CONFIGS["fixed"])
+    config = SparsityConfig(schedule=OneShot(sparsity=0.5), criterion=criterion)
+    sparsifier = Sparsifier(net, config, calibration=calibration)
     sparsifier.prune_(0)
     num_weights = sum(row.numel for row in sparsifier.selection)
     assert num_bytes() - before == num_weights
