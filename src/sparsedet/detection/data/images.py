@@ -112,7 +112,8 @@ def decode_image(path: Path, size: tuple[int, int] | None = None) -> Tensor:
         size: (height, width) that the annotation file records, in pixels; None accepts any.
 
     Returns:
-        uint8 tensor of shape (3, H, W).
+        uint8 tensor of shape (3, H, W), the colours of a pixel side by side in memory (channels last), as files have
+        them and resizing is fastest.
 
     Raises:
         ImageError: the file is missing, damaged or no image, has more than `MAX_PIXELS` (it is then not decoded), or
@@ -131,7 +132,7 @@ def decode_image(path: Path, size: tuple[int, int] | None = None) -> Tensor:
             f"{path}: expected {size[1]}x{size[0]} pixels (width x height) as the annotation file records, "
             f"got {width}x{height}. Correct 'width' and 'height', or restore the image that was annotated.",
         )
-    return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
+    return torch.from_numpy(pixels).permute(2, 0, 1)
 
 
 def _header(image: Image.Image) -> ImageHeader:
@@ -202,4 +203,4 @@ def _rgb(image: Image.Image) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
         return np.repeat(gray[:, :, None], 3, axis=2)
     if image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")
-    return np.array(image.convert("RGB"))
+    return np.array(image if image.mode == "RGB" else image.convert("RGB"))

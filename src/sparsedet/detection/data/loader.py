@@ -26,8 +26,8 @@ class Batch:
     """B images padded with zeros, at the right and below, to one size.
 
     Attributes:
-        images: float32, shape (B, 3, H, W), normalised; H and W are multiples of the
-            network's stride, or of ``data.pad_multiple``.
+        images: float32, shape (B, 3, H, W), channels last, normalised; H and W are multiples of the network's stride,
+            or of ``data.pad_multiple``.
         targets: one for each image.
         image_ids: COCO image ids.
         original_sizes: (height, width) of each image file, in pixels.
@@ -67,7 +67,7 @@ def collate(samples: Sequence[Sample], multiple: int) -> Batch:
     """Pad the images to the largest height and width among them, rounded up to a multiple of `multiple` pixels."""
     height = _round_up(max(sample.image.shape[1] for sample in samples), multiple)
     width = _round_up(max(sample.image.shape[2] for sample in samples), multiple)
-    images = torch.zeros(len(samples), 3, height, width)
+    images = torch.zeros(len(samples), height, width, 3).permute(0, 3, 1, 2)
     for padded, sample in zip(images, samples, strict=True):
         padded[:, : sample.image.shape[1], : sample.image.shape[2]] = sample.image
     return Batch(
