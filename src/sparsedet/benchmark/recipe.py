@@ -21,12 +21,13 @@ from sparsedet.sparsity import SparsityConfig
 
 PATH_KEYS = (
     "data.root",
+    "data.cache.folder",
     "initial_checkpoint",
     "detector.backbone.weights",
     "sparsity.limits",
     "sparsity.allocation.curves",
 )
-PLACE_KEYS = ("data.root", "initial_checkpoint")
+PLACE_KEYS = ("data.root", "data.cache", "initial_checkpoint")
 
 
 class EvaluationConfig(ConfigModel):

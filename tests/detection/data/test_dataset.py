@@ -1,4 +1,5 @@
 import json
+import math
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from sparsedet.common.errors import DatasetError
 from sparsedet.detection.data.check import load_splits
 from sparsedet.detection.data.config import DataConfig
 from sparsedet.detection.data.dataset import DetectionDataset
+from sparsedet.detection.data.image_cache import ImageCacheConfig
 from sparsedet.detection.data.loader import collate
 from sparsedet.detection.data.transforms import (
     ColorJitter,
@@ -168,11 +170,34 @@ def test_a_mosaic_is_made_of_untransformed_images_of_the_split(dataset):
     assert torch.equal(data.load(3).image, plain.load(3).image)
 
 
-def test_the_cache_gives_the_same_samples_without_the_file(dataset):
-    data = dataset(cache=True)
-    first = data[0, 0]
-    data.coco.image_path(data.images[0]).unlink()
-    assert torch.equal(data[0, 0].image, first.image)
+@pytest.mark.parametrize(
+    ("transforms", "shape"),
+    [
+        ((Resize(size=(33, 20)), HorizontalFlip(), Mosaic(size=32, p=0.5)), (33, 20, 3)),
+        ((ResizeShorter(shorter=40, max_longer=50, interpolation="opencv"), ColorJitter()), (38, 50, 3)),
+        ((ResizeShorter(shorter=(20, 24)), HorizontalFlip()), (30, 40, 3)),
+        ((HorizontalFlip(), Resize(size=(33, 20))), (30, 40, 3)),
+        ((), (30, 40, 3)),
+    ],
+)
+def test_the_cache_changes_no_bit_and_holds_the_image_before_anything_random(dataset, tmp_path, transforms, shape):
+    cache = ImageCacheConfig(folder=tmp_path / "cache", max_gb=1)
+    plain = dataset(train_transforms=transforms)
+    made = [plain[epoch, index] for epoch in range(3) for index in range(7)]
+    for data in (dataset(train_transforms=transforms, cache=cache), dataset(train_transforms=transforms, cache=cache)):
+        found = [data[epoch, index] for epoch in range(3) for index in range(7)]
+        for one, other in zip(found, made, strict=True):
+            assert torch.equal(one.image, other.image)
+            assert torch.equal(one.target.boxes_xyxy, other.target.boxes_xyxy)
+            assert torch.equal(one.target.labels, other.target.labels)
+            assert (one.target.image_size, one.original_size) == (other.target.image_size, other.original_size)
+    lengths = {path.stat().st_size for path in cache.folder.glob("*.rgb")}
+    assert lengths - {30 * 40 * 3} == {math.prod(shape)} - {30 * 40 * 3}
+
+
+def test_an_image_that_is_gone_is_missed_also_with_a_cache(dataset, tmp_path):
+    data = dataset(cache=ImageCacheConfig(folder=tmp_path / "cache", max_gb=1))
+    assert data[0, 6].image_id == 7
     data.coco.image_path(data.images[6]).unlink()
     with pytest.raises(DatasetError, match="expected an image file"):
         data[0, 6]

@@ -33,7 +33,7 @@ COCO: dict[str, Key] = {
     "box2mask": ignored(NO_HEAD),
     "unknown_erasing": fixed(False, "images are trained on as they are"),
     "use_ignore": value("true or false", False),
-    "cache": ignored("decoded images are kept in memory with data.cache"),
+    "cache": ignored("decoded images are kept on disk with data.cache"),
     "clip_box": ignored("predicted boxes are clipped to the image anyway"),
 }
 READER: dict[str, Key] = {

@@ -3,9 +3,10 @@
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from sparsedet.common.config import ConfigModel
+from sparsedet.detection.data.image_cache import ImageCacheConfig
 from sparsedet.detection.data.samplers import SamplerConfig, Shuffle
 from sparsedet.detection.data.transforms import EvalTransform, Transform
 from sparsedet.detection.data.transforms.mosaic import Mosaic
@@ -47,7 +48,8 @@ class DataConfig(ConfigModel):
         sampler: which images make up a training batch.
         pad_multiple: pixels; the images of a batch are padded to the largest height and width among them, rounded up
             to a multiple of it; null: of the network's stride.
-        cache: keep decoded images in memory (3 bytes a pixel; with workers, in each of them).
+        cache: keep decoded images on disk, 3 bytes a pixel: resized ones where the first transform is a resize to one
+            size, else as their files have them. It changes no pixel. null: decode them each time.
         num_classes: number of categories the annotation files must have; null accepts any. With it and
             `num_train_images`, plans and analyses need no data.
         num_train_images: number of images that are trained on; likewise.
@@ -66,7 +68,7 @@ class DataConfig(ConfigModel):
     inclusive_boxes: bool = False
     sampler: SamplerConfig = Shuffle()
     pad_multiple: Annotated[int, Field(ge=1)] | None = None
-    cache: bool = False
+    cache: ImageCacheConfig | None = None
     num_classes: Annotated[int, Field(ge=1)] | None = None
     num_train_images: Annotated[int, Field(ge=1)] | None = None
 
@@ -74,6 +76,12 @@ class DataConfig(ConfigModel):
     def train_annotations(self) -> Path:
         """Annotation file of the split that is learned."""
         return self.root / self.train.annotations
+
+    @field_validator("cache", mode="before")
+    @classmethod
+    def _earlier_cache(cls, cache: object) -> object:
+        """Accept recipes in older checkpoints: a truth value asked for a cache in memory, which changed no pixel."""
+        return None if isinstance(cache, bool) else cache
 
     @model_validator(mode="after")
     def _mosaics_exist(self) -> Self:

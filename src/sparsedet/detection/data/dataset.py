@@ -15,9 +15,12 @@ from sparsedet.common.errors import DatasetError
 from sparsedet.common.runtime import mix
 from sparsedet.detection.data.coco import Annotation, CocoDataset
 from sparsedet.detection.data.config import DataConfig
+from sparsedet.detection.data.image_cache import ImageCache
 from sparsedet.detection.data.images import decode_image
 from sparsedet.detection.data.samplers import Position
 from sparsedet.detection.data.scene import IGNORE, Scene, has_area
+from sparsedet.detection.data.transforms import Transform
+from sparsedet.detection.data.transforms.resize import Resize, ResizeShorter, with_resized
 from sparsedet.detection.structures import Target
 
 
@@ -71,7 +74,7 @@ class DetectionDataset(Dataset[Sample]):
         self._labels = {category_id: label for label, category_id in enumerate(coco.category_ids)}
         self._mean = torch.tensor(config.mean) * 255
         self._std = torch.tensor(config.std) * 255
-        self._cache: dict[int, Tensor] | None = {} if config.cache else None
+        self._cache = None if config.cache is None else ImageCache(config.cache)
 
     def __len__(self) -> int:
         """Return the number of images."""
@@ -81,11 +84,11 @@ class DetectionDataset(Dataset[Sample]):
         """Return one image and its target; see the class for `position`."""
         epoch, index = position
         record = self.images[index]
-        scene = self.load(index)
-        if self._transforms:
+        scene, transforms = self._open(index)
+        if transforms:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(mix(self.seed, epoch, index))
-                for transform in self._transforms:
+                for transform in transforms:
                     scene = transform(scene)
         return Sample(
             image=self._normalize(scene.image),
@@ -97,13 +100,36 @@ class DetectionDataset(Dataset[Sample]):
 
     def load(self, index: int) -> Scene:
         """Return one image as its file has it, with its boxes; crowds become ignore regions or are left out."""
+        if self._cache is None:
+            return self._scene(index, self._decode(index))
+        record = self.images[index]
+        path, size = self.coco.image_path(record), (record.height, record.width)
+        return self._scene(index, self._cache.get(path, "decoded", size, lambda: self._decode(index)))
+
+    def _open(self, index: int) -> tuple[Scene, Sequence[Transform]]:
+        """Return one image, with its first transform behind it if that is what the cache holds, and the others."""
+        first = self._transforms[0] if self._transforms else None
+        if self._cache is None or not (isinstance(first, Resize | ResizeShorter) and first.has_one_size):
+            return self.load(index), self._transforms
+        record = self.images[index]
+        path, size = self.coco.image_path(record), (record.height, record.width)
+        image = self._cache.get(
+            path,
+            first.model_dump_json(),
+            first.output_size(size),
+            lambda: first(self._scene(index, self._decode(index))).image,
+        )
+        original = self._scene(index, torch.empty(3, *size, device="meta"))  # for its boxes and size
+        return with_resized(original, image), self._transforms[1:]
+
+    def _scene(self, index: int, image: Tensor) -> Scene:
         annotations = self.coco.annotations_by_image[self.images[index].id]
         if self.config.crowds == "drop":
             annotations = tuple(annotation for annotation in annotations if not annotation.is_crowd)
         inclusive = self.config.inclusive_boxes
         boxes = _corners(annotations) - _last_pixel(inclusive)
         labels = [IGNORE if a.is_crowd else self._labels[a.category_id] for a in annotations]
-        return Scene(self._decode(index), boxes.float(), torch.tensor(labels, dtype=torch.int64), self, inclusive)
+        return Scene(image, boxes.float(), torch.tensor(labels, dtype=torch.int64), self, inclusive)
 
     def pixels(self, sample: Sample) -> Tensor:
         """Return the image of a sample before normalisation, uint8, shape (3, H, W)."""
@@ -117,13 +143,8 @@ class DetectionDataset(Dataset[Sample]):
         return rows.view(height, width, 3).permute(2, 0, 1)
 
     def _decode(self, index: int) -> Tensor:
-        if self._cache is not None and index in self._cache:
-            return self._cache[index]
         record = self.images[index]
-        image = decode_image(self.coco.image_path(record), (record.height, record.width))
-        if self._cache is not None:
-            self._cache[index] = image
-        return image
+        return decode_image(self.coco.image_path(record), (record.height, record.width))
 
 
 def _corners(annotations: Sequence[Annotation]) -> Tensor:

@@ -30,6 +30,11 @@ class Resize(ConfigModel):
     size: tuple[Pixels, Pixels]
     interpolation: Interpolation = "antialias"
 
+    @property
+    def has_one_size(self) -> bool:
+        """Whether the result of an image is always the same."""
+        return True
+
     def output_size(self, size: tuple[int, int]) -> tuple[int, int]:
         """Return (height, width) of the result for an image of `size` (height, width)."""
         return self.size
@@ -68,6 +73,11 @@ class ResizeShorter(ConfigModel):
     def choices(self) -> tuple[int, ...]:
         """What `shorter` may be for an image, in pixels."""
         return self.shorter if isinstance(self.shorter, tuple) else (self.shorter,)
+
+    @property
+    def has_one_size(self) -> bool:
+        """Whether the result of an image is always the same."""
+        return len(self.choices) == 1
 
     def output_size(self, size: tuple[int, int]) -> tuple[int, int]:
         """Return (height, width) of the result for an image of `size`, where `shorter` leaves no choice."""
