@@ -121,8 +121,9 @@ def resize_image(
     factors = (size[0] / height, size[1] / width) if factor is None else (factor, factor)
     # Along a side that keeps its length torch copies, whatever the factor; one more pixel makes it interpolate.
     border = (0, int(size[1] == width), 0, int(size[0] == height))
-    given = pad(image[None].float(), border, mode="replicate") if any(border) else image[None].float()
-    given = given.contiguous(memory_format=torch.channels_last)  # the same bits in half the time
+    given = image.permute(1, 2, 0)[None].float().contiguous().permute(0, 3, 1, 2)  # channels last: twice as fast
+    if any(border):
+        given = pad(given, border, mode="replicate")
     pixels: Tensor = torch.ops.aten.upsample_bilinear2d(given, size, False, *factors)[0]
     # NumPy turns rounded floats into uint8 seven times faster than torch.
     return torch.from_numpy(pixels.round_().clamp_(0, 255).numpy().astype(np.uint8))
