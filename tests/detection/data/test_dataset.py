@@ -8,6 +8,7 @@ from PIL import Image
 from torchvision.transforms import v2
 
 from sparsedet.common.errors import DatasetError
+from sparsedet.common.runtime import mix
 from sparsedet.detection.data.check import load_splits
 from sparsedet.detection.data.config import DataConfig
 from sparsedet.detection.data.dataset import DetectionDataset
@@ -55,6 +56,20 @@ def test_a_sample_is_the_normalised_image_and_its_boxes(dataset):
     assert sample.target.labels.tolist() == [0]
     assert sample.target.ignore_xyxy.shape == (0, 4)
     assert (sample.image_id, sample.target.image_size, sample.original_size) == (1, (30, 40), (30, 40))
+
+
+@pytest.mark.parametrize("transforms", [(), (HorizontalFlip(p=1),), (Mosaic(size=32, p=1),)])
+def test_a_sample_has_the_bits_of_subtracting_the_mean_and_dividing_by_the_deviation(dataset, transforms):
+    data = dataset(train_transforms=transforms)
+    mean, std = (torch.tensor(values).view(3, 1, 1) * 255 for values in (data.config.mean, data.config.std))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(mix(0, 0, 0))
+        scene = data.load(0)
+        for transform in transforms:
+            scene = transform(scene)
+    image = data[0, 0].image
+    assert torch.equal(image, (scene.image.float() - mean) / std)
+    assert image.permute(1, 2, 0).is_contiguous()
 
 
 def test_an_image_without_boxes_has_an_empty_target(dataset):

@@ -119,6 +119,22 @@ def test_worker_processes_change_nothing(dataset):
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
+def test_batches_are_channels_last_and_a_worker_puts_them_into_shared_memory_at_once(dataset, num_workers, monkeypatch):
+    copied = torch.zeros(1, dtype=torch.int64).share_memory_()  # bytes of the largest memory that was copied
+    send = torch.UntypedStorage._share_fd_cpu_
+
+    def spy(storage, *arguments):
+        if not storage.is_shared():
+            copied[0] = max(int(copied[0]), storage.nbytes())
+        return send(storage, *arguments)
+
+    monkeypatch.setattr(torch.UntypedStorage, "_share_fd_cpu_", spy)
+    batch = next(train_loader(dataset(), 2, range(1), stride=32, num_workers=num_workers))
+    assert batch.images.is_contiguous(memory_format=torch.channels_last)
+    assert int(copied) < batch.images.nbytes
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
 def test_a_broken_image_is_named_also_from_a_worker_process(dataset, num_workers):
     data = dataset()
     path = data.coco.image_path(data.images[2])
@@ -147,6 +163,16 @@ def test_val_batches_show_every_image_once_and_never_mix_padded_sizes(make_root,
         for batch in batches:
             padded = {tuple(-(-side // 32) * 32 for side in target.image_size) for target in batch.targets}
             assert padded == {tuple(batch.images.shape[2:])}
+
+
+def test_the_order_of_evaluated_images_does_not_depend_on_the_number_of_workers(dataset):
+    data = dataset(is_train=False, val_transforms=(ResizeShorter(shorter=32),))
+    alone = list(val_loader(data, 2, stride=32))
+    assert [image_id for batch in alone for image_id in batch.image_ids] == [1, 2, 3, 4, 5, 6, 7]
+    for num_workers in (1, 2):
+        worked = list(val_loader(data, 2, stride=32, num_workers=num_workers))
+        assert len(worked) == len(alone) == 4
+        assert all(map(equal, worked, alone))
 
 
 def test_detections_map_back_to_the_pixels_of_the_file(dataset):

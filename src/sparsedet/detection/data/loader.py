@@ -4,6 +4,7 @@ The images of training step s depend on the seed and s only: neither worker proc
 change them.
 """
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -11,7 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from sparsedet.common.errors import DatasetError
 from sparsedet.detection.data.config import DataConfig
@@ -67,7 +68,7 @@ def collate(samples: Sequence[Sample], multiple: int) -> Batch:
     """Pad the images to the largest height and width among them, rounded up to a multiple of `multiple` pixels."""
     height = _round_up(max(sample.image.shape[1] for sample in samples), multiple)
     width = _round_up(max(sample.image.shape[2] for sample in samples), multiple)
-    images = torch.zeros(len(samples), height, width, 3).permute(0, 3, 1, 2)
+    images = _zeros(len(samples), height, width, 3).permute(0, 3, 1, 2)
     for padded, sample in zip(images, samples, strict=True):
         padded[:, : sample.image.shape[1], : sample.image.shape[2]] = sample.image
     return Batch(
@@ -167,6 +168,15 @@ def _load(
         yield outcome
     if fault is not None:  # raised after the loop, so that the worker processes have ended
         raise fault
+
+
+def _zeros(*shape: int) -> Tensor:
+    """Return float32 zeros; in a worker process in shared memory, into which they would be copied otherwise."""
+    if get_worker_info() is None:
+        return torch.zeros(shape)
+    # As torch's own collate function does; memory that nobody has written to is zero.
+    storage = torch.UntypedStorage._new_shared(4 * math.prod(shape))  # type: ignore[no-untyped-call]  # torch's own
+    return torch.empty(0).set_(storage).view(shape)
 
 
 def _round_up(value: int, multiple: int) -> int:

@@ -149,3 +149,15 @@ def test_united_perceptions_choice_of_scales(golden_scene, assert_golden, seed_a
 @pytest.mark.parametrize(("name", "size"), [("fix_output_resize", (256, 192)), ("fix_output_resize_1024", (1024,) * 2)])
 def test_united_perceptions_fix_output_resize(name, size, golden_scene, assert_golden):
     assert_golden(name, Resize(size=size, interpolation="opencv")(golden_scene()), grey_levels=1)
+
+
+@pytest.mark.parametrize(("size", "factor"), [((50, 67), 5 / 3), ((17, 61), None), ((19, 25), 0.63)])
+def test_opencv_interpolation_gives_the_bits_of_torchs_kernel_for_separate_colours(size, factor):
+    pixels = np.random.default_rng(0).integers(0, 256, (30, 40, 3), dtype=np.uint8)
+    image = torch.from_numpy(pixels).permute(2, 0, 1)
+    factors = (factor, factor) if factor else (size[0] / 30, size[1] / 40)
+    plain = torch.ops.aten.upsample_bilinear2d(image.contiguous()[None].float(), size, False, *factors)[0]
+    for memory in (image, image.contiguous()):
+        resized = resize_image(memory, size, "opencv", factor)
+        assert torch.equal(resized, plain.round().to(torch.uint8))
+        assert resized.permute(1, 2, 0).is_contiguous()
