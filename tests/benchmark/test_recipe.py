@@ -129,3 +129,13 @@ def test_levels_of_a_mac_budget_are_named_after_it(tiny_recipe, tmp_path):
     recipe = load_recipe(tmp_path / "top.yaml").recipe
     job = Job(recipe, "e", "", "", tmp_path, torch.device("cpu"), Console(quiet=True))
     assert job.level_names == ("macs-0.5", "macs-0.8")
+
+
+def test_a_cache_is_no_part_of_the_experiment_and_starts_at_its_file(tiny_recipe, tmp_path):
+    plain = load_recipe(tiny_recipe).recipe
+    write(tmp_path, cached="base: tiny.yaml\ndata: {cache: {folder: pixels, max_gb: 2}}\n")
+    cached = load_recipe(tmp_path / "cached.yaml").recipe
+    assert cached.data.cache.folder == tmp_path / "pixels"
+    assert cached.hash() == plain.hash()
+    assert validate(Recipe, Document(dump(cached))) == cached
+    assert not cached.data.cache.folder.exists()

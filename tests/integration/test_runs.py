@@ -7,6 +7,7 @@ from io import StringIO
 import pytest
 import torch
 from rich.console import Console as RichConsole
+from torch.utils.data import DataLoader
 
 from sparsedet.benchmark.console import Console
 from sparsedet.benchmark.evaluation import evaluate_checkpoint
@@ -137,6 +138,26 @@ def test_saved_detections_evaluate_to_the_recorded_numbers(suite_run):
         assert record.metrics["ap50"] > 0
         again = evaluate_checkpoint(level / "checkpoint.pt", detections=level / "detections.json")
         assert again == record.metrics
+
+
+def test_evaluation_uses_the_workers_of_the_recipe_and_they_change_nothing(suite_run, tmp_path, monkeypatch):
+    used = []
+
+    class Spy(DataLoader):
+        def __init__(self, *arguments, num_workers, **options):
+            used.append(num_workers)
+            super().__init__(*arguments, num_workers=num_workers, **options)
+
+    monkeypatch.setattr("sparsedet.detection.data.loader.DataLoader", Spy)
+    folder, records = suite_run
+    path = folder / "lamp" / records["lamp", 1].folder / "checkpoint.pt"
+    found = []
+    for num_workers in (0, 1, 2):
+        overrides = (f"training.num_workers={num_workers}", "evaluation.batch_size=2")
+        metrics = evaluate_checkpoint(path, overrides, save_detections=tmp_path / "found.json")
+        found.append((metrics, (tmp_path / "found.json").read_bytes()))
+    assert used == [0, 1, 2]
+    assert found[0] == found[1] == found[2]
 
 
 def test_a_checkpoint_evaluates_to_the_recorded_numbers(suite_run, tmp_path):
