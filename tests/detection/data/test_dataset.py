@@ -210,6 +210,14 @@ def test_the_cache_changes_no_bit_and_holds_the_image_before_anything_random(dat
     assert lengths - {30 * 40 * 3} == {math.prod(shape)} - {30 * 40 * 3}
 
 
+def test_resized_and_interpolated_otherwise_is_another_image_in_the_cache(dataset, tmp_path):
+    cache = ImageCacheConfig(folder=tmp_path / "cache", max_gb=1)
+    for interpolation in ("antialias", "opencv"):
+        resize = (Resize(size=(33, 20), interpolation=interpolation),)
+        plain, cached = dataset(train_transforms=resize), dataset(train_transforms=resize, cache=cache)
+        assert torch.equal(cached[0, 0].image, plain[0, 0].image)
+
+
 def test_an_image_that_is_gone_is_missed_also_with_a_cache(dataset, tmp_path):
     data = dataset(cache=ImageCacheConfig(folder=tmp_path / "cache", max_gb=1))
     assert data[0, 6].image_id == 7

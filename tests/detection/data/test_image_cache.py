@@ -1,4 +1,5 @@
 import errno
+import fcntl
 import logging
 import os
 
@@ -70,6 +71,8 @@ def test_what_is_read_can_be_written_to_and_stays_in_the_cache_as_it_was(folder,
 def test_another_file_variant_size_length_or_time_is_another_image(folder, paths):
     cache = open_cache(folder)
     make = Maker()
+    for path in paths:
+        os.utime(path, ns=(10**18, 10**18))
     cache.get(paths[0], "a", SIZE, make)
     cache.get(paths[1], "a", SIZE, make)
     cache.get(paths[0], "b", SIZE, make)
@@ -154,6 +157,15 @@ def test_a_folder_that_cannot_be_made_is_one_warning(tmp_path, paths, caplog):
     assert [record.message.split(". ")[0] for record in caplog.records] == [
         f"{tmp_path / 'file' / 'cache'}: expected room for another image, got 'Not a directory'"
     ]
+
+
+def test_the_folder_is_locked_before_an_image_is_counted_and_written(folder, paths, monkeypatch):
+    cache = open_cache(folder)
+    locked = []
+    monkeypatch.setattr(fcntl, "flock", lambda stream, how: locked.append((stream.name, how, len(files(folder)))))
+    for path in paths[:3]:
+        cache.get(path, "", SIZE, Maker())
+    assert locked == [(str(folder / "size"), fcntl.LOCK_EX, number) for number in range(3)]
 
 
 def test_worker_processes_share_the_limit_and_the_warning(dataset, folder, caplog):

@@ -107,8 +107,7 @@ class ImageCache:
         partial = file.with_suffix(_PARTIAL)
         try:
             with self._locked() as stream:
-                there = file.stat().st_size if file.exists() else 0
-                num_bytes = _read_number(stream) + pixels.nbytes - there
+                num_bytes = _read_number(stream) + pixels.nbytes
                 if num_bytes > self._max_bytes:
                     self._stop(f"{self._max_bytes / 1e9:g} GB of images, as many as data.cache.max_gb allows")
                     return
