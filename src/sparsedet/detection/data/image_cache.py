@@ -6,7 +6,7 @@ holds a lock on ``size``, the file with the number of bytes so far. When there i
 what is there goes on being read and nothing is added.
 """
 
-import fcntl
+import errno
 import hashlib
 import json
 import logging
@@ -121,6 +121,10 @@ class ImageCache:
     @contextmanager
     def _locked(self) -> Iterator[BinaryIO]:
         """Open the file with the number of bytes, for one process at a time."""
+        try:
+            import fcntl
+        except ImportError as error:  # Windows
+            raise OSError(errno.ENOLCK, "no locks on this system") from error
         path = self._folder / "size"
         path.touch()
         with path.open("r+b") as stream:
