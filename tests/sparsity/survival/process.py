@@ -94,6 +94,7 @@ class Run:
         self.optimizer = torch.optim.SGD(self.net.parameters(), lr=0.05, momentum=0.9, weight_decay=0.01)
         self.evaluate()
         self.sparsifier.attach(self.optimizer)
+        self.planned = self.sparsifier.allocate_levels()
         self.masks = []
 
     @torch.no_grad()
@@ -172,7 +173,9 @@ def compare(kind, wrap, alone):
     rank = torch.distributed.get_rank()
     part, masks = slice(4 * rank, 4 * rank + 4), alone[kind].masks
     expected = alone[kind].weights()
-    check_equal(Run(kind, wrap, part).go(0, STEPS, check=True), masks, expected)
+    run = Run(kind, wrap, part)
+    assert run.planned == alone[kind].planned
+    check_equal(run.go(0, STEPS, check=True), masks, expected)
     stream = io.BytesIO()
     torch.save(Run(kind, wrap, part).go(0, STOP).state(), stream)
     written = [stream.getvalue()]
