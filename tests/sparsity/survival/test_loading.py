@@ -228,6 +228,16 @@ def test_a_gradual_schedule_waits_until_it_asks_for_more(net):
     assert found[-1] == pytest.approx(0.6, abs=1e-3)
 
 
+def test_kept_weights_that_became_zero_do_not_go_in_the_place_of_pruned_ones():
+    layer = nn.Linear(8, 1, bias=False)
+    layer.weight.data.copy_(torch.tensor([[5.0, 6, 7, 8, 1, 2, 3, 4]]))
+    sparsifier = Sparsifier(layer, SparsityConfig(schedule=LevelWise(levels=(0.5, 0.625)), allocation=Uniform()))
+    sparsifier.prune_(0)
+    layer.weight.data[0, :2] = 0
+    sparsifier.prune_(1)
+    assert sparsifier.masks["weight"].tolist() == [[False, True, True, True, False, False, False, False]]
+
+
 def test_two_to_four_of_a_matrix_with_zeros():
     layer = nn.Linear(16, 8)
     layer.weight.data[:, :3] = 0  # three of the first four
