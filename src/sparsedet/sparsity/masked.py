@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from sparsedet.common.errors import CheckpointError
 from sparsedet.sparsity.distributed import (
     check_equal,
-    is_sharded,
     leave_to_first_process_,
     num_processes,
     own_part,
@@ -153,7 +152,7 @@ class MaskedTensors:
         """Return the gradient of all processes for a weight, each of which has to ask; a frozen one has zeros."""
         gradient = self.gradients.get(name)
         gradient = torch.zeros_like(self.tensor(name)) if gradient is None else gradient
-        if num_processes() > 1 and not is_sharded(gradient):
+        if num_processes() > 1:
             gradient = gradient.clone()
             sum_over_processes_(gradient)
         return whole(gradient)
