@@ -39,7 +39,7 @@ class Calibration:
     run: Callable[[nn.Module, Any], object]
     loss: Callable[[nn.Module, Any], Tensor] | None = None
 
-    def first(self, num_batches: int, weights: Sequence[Weight]) -> list[Any]:
+    def first(self, num_batches: int, weights: Sequence[Weight] = ()) -> list[Any]:
         """Return the first batches, at most `num_batches`, for passes that look at some weights.
 
         Raises:
