@@ -103,7 +103,7 @@ def predict(
             yield _skipped(path, error)
     if not images:
         return
-    config = config.model_copy(update={"val_without_annotations": True, "cache": False})
+    config = config.model_copy(update={"val_without_annotations": True, "cache": None})
     coco = CocoDataset(Path("images"), Path(), tuple(images), tuple(categories), (), "")
     dataset = DetectionDataset(coco, config, is_train=False)
     groups: dict[tuple[int, int], list[int]] = {}
