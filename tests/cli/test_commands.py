@@ -1,11 +1,16 @@
 """The command line as a user meets it: its output and its exit code."""
 
 import json
+import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
+from functools import partial
 
 import pytest
+
+from sparsedet.benchmark.console import Console
 
 LEVELS = "sparsity={schedule: {type: level_wise, levels: [0.5, 0.8]}}"
 
@@ -174,3 +179,17 @@ def test_sensitivity_is_measured_on_a_subset_and_feeds_an_allocation(run_folder,
         2,
         "error: --sparsities: expected numbers such as 0.5,0.8,0.9, got 'half'. Correct it.\n",
     )
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_stopped_run_says_where_it_goes_on(number, code, sparsedet, tiny_recipe, tmp_path, monkeypatch):
+    class Stopping(Console):
+        @contextmanager
+        def training(self, label, log_every):
+            yield lambda step, sparsity: signal.raise_signal(number)
+
+    monkeypatch.setattr("sparsedet.benchmark.console.Console", partial(Stopping, quiet=True))
+    done = sparsedet("train", tiny_recipe, "--output", tmp_path / "run")
+    assert done.returncode == code
+    assert done.stderr == f"stopped by {number.name} before step 1 of tiny: the same command goes on from here\n"
+    assert not (tmp_path / "run" / "report.html").exists()

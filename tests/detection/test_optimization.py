@@ -3,6 +3,7 @@ import torch
 from pydantic import ValidationError
 from torch import nn
 
+from sparsedet.common.errors import ConfigError
 from sparsedet.detection.lr_schedules import Constant
 from sparsedet.detection.optimization import OPTIMIZERS, SGD, AdamW, TrainingConfig
 
@@ -64,6 +65,24 @@ def test_the_rate_is_scaled_from_the_batch_it_is_meant_for():
 def test_passes_of_a_step(fields, batch, passes):
     config = TrainingConfig(steps=1, **fields)
     assert (config.batch_text, config.passes_per_step) == (batch, passes)
+
+
+@pytest.mark.parametrize(
+    ("forward_batch_size", "num_processes", "images", "passes"),
+    [(None, 1, 32, 1), (2, 1, 2, 16), (2, 4, 2, 16), (2, 16, 2, 16), (None, 4, 8, 4), (2, 32, 1, 32), (8, 8, 4, 8)],
+)
+def test_processes_share_passes_or_else_images(forward_batch_size, num_processes, images, passes):
+    config = TrainingConfig(steps=1, batch_size=32, forward_batch_size=forward_batch_size)
+    assert config.shared(num_processes) == (images, passes)
+    assert images * passes == 32
+    assert passes % num_processes == 0
+
+
+def test_a_batch_that_processes_cannot_share_evenly_is_refused():
+    with pytest.raises(
+        ConfigError, match="3 processes can share evenly, got 32 images, whose passes do not divide by 3"
+    ):
+        TrainingConfig(steps=1, batch_size=32).shared(3)
 
 
 @pytest.mark.parametrize(

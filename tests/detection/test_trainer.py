@@ -238,4 +238,4 @@ def test_without_an_average_the_trained_model_is_evaluated():
     run = trainer()
     assert run.average is None
     assert run.evaluated_model is run.model
-    assert set(run.state_dict()) == {"optimizer", "scaler"}
+    assert set(run.state_dict()) == {"optimizer", "scaler", "recent_losses"}

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Self
 
 from rich.console import Console as RichConsole
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -34,6 +35,11 @@ class Console:
     def __init__(self, quiet: bool = False, rich: RichConsole | None = None) -> None:
         self.quiet = quiet
         self._rich = rich or RichConsole(stderr=True, highlight=False, soft_wrap=True)
+
+    @classmethod
+    def silent(cls) -> Self:
+        """Return one that prints nothing at all, for processes that leave speaking to the first."""
+        return cls(quiet=True, rich=RichConsole(quiet=True))
 
     def say(self, text: str) -> None:
         """Print a line, unless quiet."""

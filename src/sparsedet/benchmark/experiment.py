@@ -11,11 +11,13 @@ from sparsedet.benchmark.calibration import calibration_of
 from sparsedet.benchmark.checkpoint import CHECKPOINT_FILE
 from sparsedet.benchmark.job import Job
 from sparsedet.benchmark.level_runner import LevelRunner
+from sparsedet.benchmark.progress import ProgressFiles
 from sparsedet.benchmark.recipe import PLACE_KEYS, Recipe
 from sparsedet.common.config import dump, to_yaml, validate
 from sparsedet.common.document import read_yaml
 from sparsedet.common.errors import CheckpointError, ConfigError
 from sparsedet.common.files import write_text
+from sparsedet.common.processes import from_first
 from sparsedet.common.runtime import start, writable_folder
 from sparsedet.detection.data.splits import Splits, open_splits
 from sparsedet.report.record import Record, read_records
@@ -36,14 +38,13 @@ def run_experiment(job: Job) -> tuple[Record, ...]:
     splits = open_splits(job.recipe.data, job.recipe.seed)
     for warning in splits.warnings:
         job.console.warn(warning)
-    writable_folder(job.folder)
-    _claim_folder(job, splits)
-    finished = _finished(job)
+    from_first(lambda: _claim_folder(job, splits))
+    finished = from_first(lambda: _finished(job))
     if len(finished) == len(job.level_names):
         job.console.say(f"{job.name}: finished before, nothing to do")
     else:
         LevelRunner(job, splits).run(finished)
-    return read_records(job.folder)[0]
+    return from_first(lambda: read_records(job.folder)[0])
 
 
 def check_recipe(recipe: Recipe) -> None:
@@ -77,11 +78,13 @@ def last_checkpoint(folder: Path) -> Path:
 
 def _claim_folder(job: Job, splits: Splits) -> None:
     """Write the resolved recipe and the sample images into the folder, or check that its run is of the same recipe."""
+    writable_folder(job.folder)
     path = job.folder / CONFIG_FILE
     records, notices = read_records(job.folder)
     for notice in notices:
         job.console.warn(notice)
-    if not (records and path.exists()):
+    has_begun = records or ProgressFiles(job.folder, job.recipe.training.checkpoints).newest_first()
+    if not (has_begun and path.exists()):
         samples.save(job.folder, splits.val, job.recipe.evaluation.num_samples)
         write_text(path, to_yaml(dump(job.recipe)))
         return
@@ -92,7 +95,7 @@ def _claim_folder(job: Job, splits: Splits) -> None:
         raise ConfigError(
             f"{job.folder}: expected a run of this recipe, got one that differs in {differences}. {remedy}"
         )
-    if records[-1].data_hash != splits.hash:
+    if records and records[-1].data_hash != splits.hash:
         raise ConfigError(
             f"{job.folder}: expected the data this run began with (hash {records[-1].data_hash}), "
             f"got other data (hash {splits.hash}). {remedy}"

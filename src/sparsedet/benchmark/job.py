@@ -1,12 +1,13 @@
 """What is to be run where: one experiment of a suite."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 
 from sparsedet.benchmark.console import Console
 from sparsedet.benchmark.recipe import Recipe
+from sparsedet.common.stopping import StopRequests
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,7 @@ class Job:
         folder: folder of the experiment; its layout is described in `report.run`.
         device: where to run.
         console: told about the progress.
+        stop: requests to end early.
     """
 
     recipe: Recipe
@@ -30,6 +32,7 @@ class Job:
     folder: Path
     device: torch.device
     console: Console
+    stop: StopRequests = field(default_factory=StopRequests)
 
     @property
     def level_names(self) -> tuple[str, ...]:

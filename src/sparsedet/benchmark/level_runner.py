@@ -1,12 +1,13 @@
 """The levels of one experiment; each gives a checkpoint, compact weights, detections, its layers, and a record."""
 
 import json
+import signal
 import time
 from collections.abc import Callable
-from dataclasses import asdict
-from itertools import islice
+from dataclasses import asdict, replace
+from itertools import chain, islice, takewhile
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
@@ -17,13 +18,17 @@ from sparsedet.benchmark.compact import WEIGHTS_FILE, write_compact
 from sparsedet.benchmark.intervals import DETECTIONS_FILE, intervals
 from sparsedet.benchmark.job import Job
 from sparsedet.benchmark.levels import split_levels
+from sparsedet.benchmark.metrics_file import MetricsFile
+from sparsedet.benchmark.progress import ProgressFiles, Standing, newest_good
 from sparsedet.benchmark.sparsity_callback import SparsityCallback
 from sparsedet.common.checkpoint import load_checkpoint, save_checkpoint
 from sparsedet.common.config import dump
-from sparsedet.common.errors import ConfigError
+from sparsedet.common.errors import ConfigError, DatasetError, StorageError
 from sparsedet.common.files import write_json
-from sparsedet.common.runtime import environment, writable_folder
-from sparsedet.detection.data.loader import train_loader, val_loader
+from sparsedet.common.processes import any_process, from_first, gather, is_first, num_processes, rank
+from sparsedet.common.runtime import environment, require_space
+from sparsedet.common.stopping import Stopped
+from sparsedet.detection.data.loader import train_loader, val_image_ids, val_loader
 from sparsedet.detection.data.splits import Splits
 from sparsedet.detection.evaluation import evaluate, write_results
 from sparsedet.detection.inference import detect
@@ -40,7 +45,8 @@ PERMUTATION_FILE = "permutation.json"
 class LevelRunner:
     """Runs the levels of one experiment: trains, evaluates, measures, saves, records.
 
-    A checkpoint holds weights, masks and optimizer state, so that a run goes on after any finished level.
+    A checkpoint holds weights, masks, optimizer state and how far the level has come; data and random numbers depend on
+    the seed and the step only. So a run goes on after any step.
 
     Args:
         job: what to run where.
@@ -66,9 +72,6 @@ class LevelRunner:
         self._warn_of_zeros()
         num_images = len(splits.train)
         self._check_steps(self.recipe.training.total_steps(num_images))
-        self.is_at_target = False  # whether the masks of the level have reached its target
-        self.ap_after_pruning: float | None = None
-        self.ap_after_reestimation: float | None = None
         self.allocated_sparsity: float | None = None
         self.sparsifier = self._sparsifier()
         callback = None
@@ -76,13 +79,18 @@ class LevelRunner:
             callback = SparsityCallback(self.sparsifier, self._on_pruned)
         self.trainer = Trainer(self.model, self.recipe.training, num_images, self.device, self.recipe.seed, callback)
         self.levels = self._levels()
+        self.standing = Standing(0, self.levels[0].first_step)
+        self.progress = ProgressFiles(self.folder, self.recipe.training.checkpoints)
+        self.metrics_file = MetricsFile(self.folder / METRICS_FILE, self.recipe.training.log_every)
+        self._began = time.perf_counter()
         self._say_learning_rate()
         if callback is not None:
             callback.sparsifier.attach(self.trainer.optimizer)
         self.callback = callback
+        num_files = len(self.names) + self.recipe.training.checkpoints.keep + 1
         is_soft = callback is not None and callback.sparsifier.config.keep_pruned_values
-        need = num_level_bytes(self.model, self.trainer.average is not None, is_soft) * len(self.names)
-        writable_folder(self.folder, need)
+        need = num_level_bytes(self.model, self.trainer.average is not None, is_soft) * num_files
+        from_first(lambda: require_space(self.folder, need))
 
     # --- preparation ---------------------------------------------------------------------------------------
 
@@ -108,7 +116,7 @@ class LevelRunner:
         sparsifier = Sparsifier(
             self.model.to(self.device), self.recipe.sparsity, self._inputs(), self.model.run_all, calibration
         )
-        if self.recipe.write_analysis:
+        if self.recipe.write_analysis and is_first():
             analysis.write(self.folder / "analysis", analysis.table(sparsifier))
         for row in sparsifier.selection:
             if not row.chosen:
@@ -140,14 +148,26 @@ class LevelRunner:
     # --- running -------------------------------------------------------------------------------------------
 
     def run(self, finished: tuple[Record, ...]) -> None:
-        """Run the levels after those of the records `finished`."""
-        if finished:
-            self._restore(self.folder / finished[-1].folder / CHECKPOINT_FILE)
-            self.console.say(f"{self.job.name}: {len(finished)} of {len(self.names)} levels finished before, going on")
-        else:
+        """Run the levels after those of the records `finished`, from the newest checkpoint that can be read.
+
+        Raises:
+            Stopped: SIGTERM or Ctrl-C asked for it; the state is saved.
+        """
+        path = from_first(lambda: self._newest_good(finished))
+        if path is None:
             self._permute()
-        for index in range(len(finished), len(self.names)):
+            if is_first():
+                self.metrics_file.drop_from(0)
+        else:
+            self._restore(path)
+        for index in range(self.standing.level, len(self.names)):
+            if index > self.standing.level:
+                self.standing = Standing(index, self.levels[index].first_step)
             self._run_level(index)
+
+    def _newest_good(self, finished: tuple[Record, ...]) -> Path | None:
+        levels = [self.folder / record.folder / CHECKPOINT_FILE for record in reversed(finished)]
+        return newest_good([*self.progress.newest_first(len(finished)), *levels], self.console.warn)
 
     def _permute(self) -> None:
         """Reorder the channels, if the pattern asks for it, of the average of the weights as well."""
@@ -155,35 +175,45 @@ class LevelRunner:
         if report is None:
             return
         self.trainer.restart_average()
-        write_json(self.folder / PERMUTATION_FILE, asdict(report))
+        if is_first():
+            write_json(self.folder / PERMUTATION_FILE, asdict(report))
         self.console.say(f"{self.job.name}: {report.summary}")
 
     def _restore(self, path: Path) -> None:
         content = load_checkpoint(path)
+        data_hash = content.get("data_hash", self.splits.hash)
+        if data_hash != self.splits.hash:
+            raise ConfigError(
+                f"{path}: expected the data this run began with (hash {data_hash}), got other data (hash "
+                f"{self.splits.hash}). Choose another folder with --output, or restore it."
+            )
         if self.callback is not None:  # before the weights, which its masks would cut
             self.callback.sparsifier.load_state_dict(content["sparsifier"])
         self.trainer.evaluated_model.load_state_dict(content["model"])
         self.trainer.load_state_dict(content["trainer"])
-        _drop_later_lines(self.folder / METRICS_FILE, content["step"])
+        if is_first():
+            self.metrics_file.drop_from(content["step"])
+        if "progress" in content:
+            self.standing = Standing(**content["progress"])
+            where = f"step {self.standing.step} in {self.names[self.standing.level]}"
+        else:
+            self.standing = Standing(content["level"] + 1, content["step"])
+            where = f"{self.standing.level} of {len(self.names)} levels finished before"
+        self.console.say(f"{self.job.name}: going on: {where}")
+        if self.callback is not None and self.callback.sparsifier.level is not None:
+            self.allocated_sparsity = self.callback.allocated_sparsity
+        if self.standing.evaluates:
+            self._on_pruned()
 
     def _run_level(self, index: int) -> None:
-        began = time.perf_counter()
-        level = self.levels[index]
-        self.is_at_target, self.ap_after_pruning, self.ap_after_reestimation = False, None, None
-        loss = self._train(index, level)
+        self._began = time.perf_counter() - self.standing.seconds
+        loss = self._train(index, self.levels[index])
         if self.callback is not None:
             self.callback.before_evaluate(self.trainer.evaluated_model)
         results, metrics = self._evaluate()
         measurement = self._measure()
-        folder = self.folder / self.names[index]
-        write_results(folder / DETECTIONS_FILE, results)
-        truth = self.splits.val.coco.ground_truth()
-        sureness = intervals(truth, results, self.folder.parent, self.job.name, self.splits.hash)
-        write_json(folder / LAYERS_FILE, analysis.layer_rows(measurement))
-        self._save(folder, index, metrics, measurement.measured_sparsity)
-        record = self._record(index, metrics, measurement, loss, time.perf_counter() - began, sureness)
-        append_record(self.folder / RECORDS_FILE, record)
-        self.console.record(record)
+        content = self._content(index, self.levels[index].last_step, metrics)
+        from_first(lambda: self._finish(index, content, results, measurement, loss))
 
     def _train(self, index: int, level: Level) -> float | None:
         if level.num_steps == 0:
@@ -193,40 +223,64 @@ class LevelRunner:
             return None
         label = f"{self.job.name} {self.names[index]}"
         config = self.recipe.training
+        first_step = self.standing.step
         batches = train_loader(
             self.splits.train,
-            config.images_per_pass,
-            level.steps,
+            self.trainer.images_per_pass,
+            range(first_step, level.last_step),
             self.model.stride,
-            config.passes_per_step,
+            self.trainer.passes_per_step,
             config.num_workers,
+            slice(rank(), None, num_processes()),
         )
-        with (
-            (self.folder / METRICS_FILE).open("a") as metrics,
-            self.console.training(label, config.log_every) as show,
-        ):
-            self.trainer.report = self._step_reporter(metrics.write, show)
-            return self.trainer.train(level, batches)
+        with self.console.training(label, config.log_every) as show:
+            self.trainer.report = self._after_step(show)
+            try:
+                return self.trainer.train(level, batches, None if first_step == level.first_step else first_step)
+            except DatasetError:
+                if self.trainer.passes_per_step == 1:  # the step that lacks its images has not changed anything yet
+                    self._save_progress()
+                raise
 
-    def _step_reporter(
-        self, write: Callable[[str], object], show: Callable[[StepReport, float], None]
-    ) -> Callable[[StepReport], None]:
-        every = self.recipe.training.log_every
-
+    def _after_step(self, show: Callable[[StepReport, float], None]) -> Callable[[StepReport], None]:
         def report(step: StepReport) -> None:
             show(step, self.allocated_sparsity or 0.0)
-            if (step.step + 1) % every == 0 or step.step + 1 == step.total_steps:
-                line = {
-                    "step": step.step,
-                    "loss": step.loss,
-                    **step.terms,
-                    "lr": step.lr,
-                    "gradient_norm": step.gradient_norm,
-                    "images_per_second": round(step.images_per_second, 2),
-                }
-                write(json.dumps(line) + "\n")
+            if is_first():
+                self.metrics_file.write(step)
+            self.standing.step = step.step + 1
+            is_due, stops = any_process(
+                is_first() and self.progress.is_due(self.standing.step), self.job.stop.number is not None
+            )
+            if stops:
+                self._stop()
+            elif is_due:
+                self._save_progress()
 
         return report
+
+    def _save_progress(self) -> bool:
+        """Save the state inside a level; tell whether there was room. Without, training goes on."""
+        standing = replace(self.standing, seconds=time.perf_counter() - self._began)
+        content = self._content(standing.level, standing.step, {})
+        content |= {"progress": asdict(standing), "data_hash": self.splits.hash}
+        if not is_first():
+            return True
+        try:
+            self.metrics_file.sync()
+            self.progress.save(standing.level, standing.step, content)
+        except StorageError as error:
+            self.console.warn(f"no checkpoint at step {standing.step}: {error}")
+            return False
+        return True
+
+    def _stop(self) -> NoReturn:
+        number = self.job.stop.number or signal.SIGTERM  # where another process was asked
+        place = "here" if self._save_progress() else "the last checkpoint"
+        raise Stopped(
+            f"stopped by {signal.Signals(number).name} before step {self.standing.step} of {self.job.name}: "
+            f"the same command goes on from {place}",
+            number,
+        )
 
     def _on_pruned(self) -> None:
         assert self.callback is not None
@@ -234,15 +288,16 @@ class LevelRunner:
         self.allocated_sparsity = self.callback.allocated_sparsity
         if self.callback.updates_weights:
             self.trainer.restart_average()
-        if self.is_at_target or not self.callback.is_at_target:
+        if self.standing.is_at_target or not self.callback.is_at_target:
             return
-        self.is_at_target = True
-        is_evaluated = self.recipe.evaluation.after_pruning
-        if is_evaluated:
-            self.ap_after_pruning = self._evaluate()[1]["ap"]
-        if self.recipe.reestimate_batch_norm is not None:
-            self._reestimate_batch_norm(self.recipe.reestimate_batch_norm)
-            self.ap_after_reestimation = self._evaluate()[1]["ap"] if is_evaluated else None
+        self.standing.evaluates = True
+        is_evaluated, num_batches = self.recipe.evaluation.after_pruning, self.recipe.reestimate_batch_norm
+        if is_evaluated and self.standing.ap_after_pruning is None:
+            self.standing.ap_after_pruning = self._evaluate()[1]["ap"]
+        if num_batches is not None:
+            self._reestimate_batch_norm(num_batches)
+            self.standing.ap_after_reestimation = self._evaluate()[1]["ap"] if is_evaluated else None
+        self.standing.evaluates, self.standing.is_at_target = False, True
 
     def _reestimate_batch_norm(self, num_batches: int) -> None:
         """Estimate the statistics anew in the trained model and in the average of its weights."""
@@ -251,14 +306,19 @@ class LevelRunner:
             reestimate_batch_norm(model, islice(batches, num_batches), run_detector)
 
     def _evaluate(self) -> tuple[list[dict[str, Any]], dict[str, float]]:
-        evaluation = self.recipe.evaluation
-        batches = val_loader(
-            self.splits.val, evaluation.batch_size, self.model.stride, self.recipe.training.num_workers
-        )
-        coco = self.splits.val.coco
+        """Evaluate with all processes; only the first has the detections, all have the numbers."""
+        evaluation, val = self.recipe.evaluation, self.splits.val
+        setting = (val, evaluation.batch_size, self.model.stride)
+        batches = val_loader(*setting, self.recipe.training.num_workers, num_processes(), rank())
         model = self.trainer.evaluated_model
-        results = detect(model, batches, coco.category_ids, self.device, self.recipe.training.precision)
-        return results, evaluate(coco.ground_truth(), results, evaluation.evaluator)
+        precision = self.recipe.training.precision
+        wanted = takewhile(lambda _: self.job.stop.number is None, batches)
+        own = detect(model, wanted, val.coco.category_ids, self.device, precision)
+        if any_process(self.job.stop.number is not None)[0]:
+            self._stop()
+        places = {image_id: place for place, image_id in enumerate(val_image_ids(*setting))}
+        results = sorted(chain(*gather(own)), key=lambda result: places[result["image_id"]])
+        return results, from_first(lambda: evaluate(val.coco.ground_truth(), results, evaluation.evaluator))
 
     # --- results -------------------------------------------------------------------------------------------
 
@@ -268,21 +328,41 @@ class LevelRunner:
             return self.callback.sparsifier.measure(model)
         return measure(model, profile=profile_model(model, self._inputs(), model.run_all))
 
-    def _save(self, folder: Path, index: int, metrics: dict[str, float], sparsity: float) -> None:
-        """Write the compact file, then the checkpoint, which says that the level is finished."""
-        content = {
+    def _content(self, index: int, step: int, metrics: dict[str, float]) -> dict[str, Any]:
+        """Return all that is needed to go on at `step`; all processes have to call it."""
+        return {
             "experiment": self.job.name,
             "recipe": json.dumps(dump(self.recipe)),
             "categories": [[category.id, category.name] for category in self.splits.train.coco.categories],
             "level": index,
-            "step": self.levels[index].last_step,
+            "step": step,
             "metrics": metrics,
             "model": self.trainer.evaluated_model.state_dict(),
             "sparsifier": self.callback.sparsifier.state_dict() if self.callback is not None else None,
             "trainer": self.trainer.state_dict(),
         }
-        write_compact(folder / WEIGHTS_FILE, content, sparsity)
+
+    def _finish(
+        self,
+        index: int,
+        content: dict[str, Any],
+        results: list[dict[str, Any]],
+        measurement: Measurement,
+        loss: float | None,
+    ) -> None:
+        """Write the files of a level, the checkpoint last, then the record, with which the level is finished."""
+        folder = self.folder / self.names[index]
+        write_results(folder / DETECTIONS_FILE, results)
+        write_json(folder / LAYERS_FILE, analysis.layer_rows(measurement))
+        write_compact(folder / WEIGHTS_FILE, content, measurement.measured_sparsity)
         save_checkpoint(folder / CHECKPOINT_FILE, content)
+        truth = self.splits.val.coco.ground_truth()
+        sureness = intervals(truth, results, self.folder.parent, self.job.name, self.splits.hash)
+        seconds = time.perf_counter() - self._began
+        record = self._record(index, content["metrics"], measurement, loss, seconds, sureness)
+        append_record(self.folder / RECORDS_FILE, record)
+        self.progress.clear()
+        self.console.record(record)
 
     def _record(
         self,
@@ -314,8 +394,8 @@ class LevelRunner:
             num_nonzero=measured.num_nonzero,
             size_bytes_dense=num_dense_bytes(self.trainer.evaluated_model.state_dict()),
             size_bytes_sparse=(self.folder / self.names[index] / WEIGHTS_FILE).stat().st_size,
-            ap_after_pruning=self.ap_after_pruning,
-            ap_after_reestimation=self.ap_after_reestimation,
+            ap_after_pruning=self.standing.ap_after_pruning,
+            ap_after_reestimation=self.standing.ap_after_reestimation,
             metrics=metrics,
             **sureness,
             loss=loss,
@@ -329,17 +409,3 @@ class LevelRunner:
             data_hash=self.splits.hash,
             folder=self.names[index],
         )
-
-
-def _drop_later_lines(path: Path, first_step: int) -> None:
-    """Drop the metrics of steps that will be run again, and a half written line."""
-    if not path.exists():
-        return
-    kept = []
-    for line in path.read_text().splitlines():
-        try:
-            if json.loads(line)["step"] < first_step:
-                kept.append(line + "\n")
-        except ValueError:
-            continue
-    path.write_text("".join(kept))

@@ -27,7 +27,8 @@ PATH_KEYS = (
     "sparsity.limits",
     "sparsity.allocation.curves",
 )
-PLACE_KEYS = ("data.root", "data.cache", "initial_checkpoint")
+PLACE_KEYS = ("data.root", "data.cache", "initial_checkpoint", "training.checkpoints")
+"""Keys that change no result: where things are, and how often a run is saved."""
 
 
 class EvaluationConfig(ConfigModel):
@@ -135,7 +136,7 @@ class Recipe(ConfigModel):
         return "weights" if self.sparsity is None else self.sparsity.budget
 
     def hash(self) -> str:
-        """Return a hash of what the experiment is, wherever its data and start weights are kept."""
+        """Return a hash of what the experiment is, wherever its data, start weights and checkpoints are kept."""
         return hash_json(_without_places(dump(self)))
 
 
@@ -222,7 +223,7 @@ def _is_path(document: Document, dotted: str) -> bool:
 
 
 def _without_places(data: dict[str, Any]) -> dict[str, Any]:
-    data = {**data, "data": {**data["data"]}}
+    data = {**data, "data": {**data["data"]}, "training": {**data["training"]}}
     for key in PLACE_KEYS:
         *parents, last = key.split(".")
         (data[parents[0]] if parents else data).pop(last)

@@ -1,10 +1,13 @@
 """A suite: several experiments, usually around one dense start, run one after another into one folder."""
 
 import re
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
+import torch
 from pydantic import Field, model_validator
 
 from sparsedet.benchmark.console import Console
@@ -14,9 +17,12 @@ from sparsedet.benchmark.recipe import LoadedRecipe, finish_recipe
 from sparsedet.benchmark.upstream.file import read_config
 from sparsedet.common.config import ConfigModel, dump, validate
 from sparsedet.common.document import Document, KeyPath
-from sparsedet.common.errors import ConfigError, did_you_mean
+from sparsedet.common.errors import ConfigError, ProcessesError, did_you_mean
 from sparsedet.common.files import write_json
+from sparsedet.common.lock import locked
+from sparsedet.common.processes import from_first, is_first, is_lost_process, join_processes, num_processes
 from sparsedet.common.runtime import choose_device, writable_folder
+from sparsedet.common.stopping import StopRequests
 from sparsedet.report.record import Record
 from sparsedet.report.run import SUITE_FILE
 
@@ -103,10 +109,32 @@ def run_suite(suite: Suite, folder: Path, device_name: str, console: Console) ->
     """Run what of `suite` is not finished in `folder` and return all records.
 
     Raises:
-        SparseDetError: an experiment cannot be run; what is finished stays, and the same call goes on from there.
+        StorageError: another run writes to `folder`.
+        Stopped: SIGTERM or Ctrl-C asked for it.
+        SparseDetError: an experiment cannot be run; what is done stays, and the same call goes on from there.
     """
+    device = join_processes(choose_device(device_name))
+    if not is_first():
+        console = Console.silent()
+    with ExitStack() as stack:
+        stop = stack.enter_context(StopRequests(console.say))
+        from_first(lambda: _open(suite, folder, stack))
+        console.records_header()
+        try:
+            return _run(suite, folder, device, console, stop)
+        except RuntimeError as error:
+            if not is_lost_process(error):
+                raise
+            raise ProcessesError(
+                f"processes: expected all {num_processes()} to go on, got a broken connection ({_first_line(error)}). "
+                "See what the others have said; the same command goes on from the last checkpoint."
+            ) from error
+
+
+def _open(suite: Suite, folder: Path, stack: ExitStack) -> None:
+    """Lock the folder until `stack` ends, write what will be run, and look for faults in all of it."""
     writable_folder(folder)
-    device = choose_device(device_name)
+    stack.enter_context(locked(folder))
     config = suite.config
     entries = [
         {
@@ -125,16 +153,24 @@ def run_suite(suite: Suite, folder: Path, device_name: str, console: Console) ->
     write_json(folder / SUITE_FILE, {"title": config.title, "notes": list(config.notes), "experiments": entries})
     for loaded in suite.recipes:
         check_recipe(loaded.recipe)  # all of them first, so that no fault waits behind hours of training
+
+
+def _run(suite: Suite, folder: Path, device: torch.device, console: Console, stop: StopRequests) -> tuple[Record, ...]:
     records: list[Record] = []
-    console.records_header()
-    for entry, loaded in zip(config.experiments, suite.recipes, strict=True):
+    for entry, loaded in zip(suite.config.experiments, suite.recipes, strict=True):
         console.notes(entry.name, loaded.notes)
         recipe = loaded.recipe
         if entry.start is not None:
-            recipe = recipe.model_copy(update={"initial_checkpoint": last_checkpoint(folder / entry.start)})
-        job = Job(recipe, entry.name, entry.family, entry.label or entry.name, folder / entry.name, device, console)
+            start = from_first(partial(last_checkpoint, folder / entry.start))
+            recipe = recipe.model_copy(update={"initial_checkpoint": start})
+        label = entry.label or entry.name
+        job = Job(recipe, entry.name, entry.family, label, folder / entry.name, device, console, stop)
         records.extend(run_experiment(job))
     return tuple(records)
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().split("\n")[0]
 
 
 def resolved(suite: Suite) -> dict[str, dict[str, Any]]:

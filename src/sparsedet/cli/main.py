@@ -1,5 +1,6 @@
 """Entry point of the command line; heavy imports happen inside the commands."""
 
+import os
 import sys
 
 import typer
@@ -36,7 +37,7 @@ def _options(debug: bool = typer.Option(False, "--debug", help="Show the traceba
 
 
 def main() -> None:
-    """Run the command line: exit 0 on success, 1 where a check failed, 2 on an error, 130 on Ctrl-C."""
+    """Run the command line: exit 0 on success, 1 where a check failed, 2 on an error, 130 on Ctrl-C, 143 on SIGTERM."""
     from sparsedet.common.errors import SparseDetError
 
     try:
@@ -44,5 +45,7 @@ def main() -> None:
     except SparseDetError as error:
         if "--debug" in sys.argv:
             raise
-        print(f"error: {error}", file=sys.stderr)
+        process = os.environ.get("RANK", "0")  # as torchrun sets it; importing torch to ask would take seconds
+        if not error.is_said:
+            print(f"{'' if process == '0' else f'process {process}: '}error: {error}", file=sys.stderr)
         sys.exit(2)

@@ -91,19 +91,29 @@ def _plan(name: str, changes: tuple[str, ...], as_json: bool) -> None:
 def _run(name: str, changes: tuple[str, ...], output: Path | None, device: str, as_json: bool) -> None:
     from sparsedet.benchmark.console import Console
     from sparsedet.benchmark.suite import load_suite, run_suite
+    from sparsedet.common.processes import is_first, leave_processes
     from sparsedet.common.shipped import find_config
+    from sparsedet.common.stopping import Stopped
     from sparsedet.report import render, write_report
 
     path = find_config(name)
     folder = output or Path("runs") / path.stem
     try:
         records = run_suite(load_suite(path, changes), folder, device, Console())
+    except Stopped as stopped:
+        if is_first():
+            print(stopped, file=sys.stderr)
+        raise typer.Exit(stopped.exit_code) from None
     except KeyboardInterrupt:
         print(
-            f"interrupted: what is finished stays in {folder}, the same command goes on from there",
+            f"interrupted: what is finished stays in {folder}, the same command goes on from the last checkpoint",
             file=sys.stderr,
         )
         raise typer.Exit(130) from None
+    speaks = is_first()
+    leave_processes()
+    if not speaks:
+        return
     files = write_report(folder)
     if as_json:
         print(json.dumps([record.model_dump(mode="json") for record in records]))

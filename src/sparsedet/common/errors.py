@@ -10,6 +10,7 @@ SparseDetError
 ├── DatasetError           an annotation file or an image is wrong
 ├── CheckpointError        a checkpoint cannot be read or belongs to something else
 ├── StorageError           a folder cannot be written or the disk is full
+├── ProcessesError         another process of the run has ended
 └── MissingExtraError      an optional dependency is not installed
 """
 
@@ -18,7 +19,13 @@ from collections.abc import Iterable
 
 
 class SparseDetError(Exception):
-    """Base of all errors that sparsedet raises on purpose; the CLI prints the message and exits 2."""
+    """Base of all errors that sparsedet raises on purpose; the CLI prints the message and exits 2.
+
+    Attributes:
+        is_said: whether the first of several processes, which has the same error, prints it.
+    """
+
+    is_said = False
 
 
 class ConfigError(SparseDetError, ValueError):
@@ -47,6 +54,10 @@ class CheckpointError(SparseDetError):
 
 class StorageError(SparseDetError):
     """A folder cannot be written or the disk is full."""
+
+
+class ProcessesError(SparseDetError):
+    """Another process of the same run has ended."""
 
 
 class MissingExtraError(SparseDetError):

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from sparsedet.common.errors import ConfigError, StorageError
+from sparsedet.common.processes import num_processes
 
 
 def choose_device(name: str) -> torch.device:
@@ -61,6 +62,7 @@ def environment(device: torch.device) -> dict[str, Any]:
         "device": str(device),
         "device_name": name,
         "num_threads": torch.get_num_threads(),
+        "num_processes": num_processes(),
         "flush_denormal": device.type == "cpu",
     }
 

@@ -10,6 +10,7 @@ from torch.nn import Parameter
 from torch.optim import Optimizer
 
 from sparsedet.common.config import ConfigModel
+from sparsedet.common.errors import ConfigError
 from sparsedet.detection.ema import EmaConfig
 from sparsedet.detection.lr_schedules import Cosine, LrScheduleConfig, whole_part
 
@@ -72,16 +73,30 @@ OPTIMIZERS = {"adamw": AdamW, "sgd": SGD}
 OptimizerConfig = Annotated[AdamW | SGD, Field(discriminator="type")]
 
 
+class CheckpointsConfig(ConfigModel):
+    """Checkpoints inside a level, from which the same command goes on; they go when the level is finished.
+
+    Attributes:
+        every_minutes: time between two; null: none by time.
+        every_steps: optimizer steps between two; null: none by number. SIGTERM and Ctrl-C write one in any case.
+        keep: how many are kept, should the newest be damaged.
+    """
+
+    every_minutes: float | None = Field(default=10.0, gt=0)
+    every_steps: int | None = Field(default=None, ge=1)
+    keep: int = Field(default=2, ge=1)
+
+
 class TrainingConfig(ConfigModel):
     """How long and how a detector is trained.
 
     Attributes:
         steps: optimizer steps in all; or
         epochs: passes over the training images in all. Exactly one of the two is given.
-        batch_size: images per optimizer step, in all.
+        batch_size: images per optimizer step, in all, however many processes share them.
         forward_batch_size: images that share one forward pass, and with it batch statistics, padding and the
             normalisers of the losses: what one device saw of the batch in the original. A step averages the gradients
-            of its passes. Divides `batch_size`; null: all of them.
+            of its passes, which several processes share. Divides `batch_size`; null: all of them, or a process's part.
         optimizer: optimizer with its learning rate.
         lr_batch_size: images the optimizer's rate is meant for; the peak rate is that rate times `batch_size` over it.
             null: the peak rate is the optimizer's.
@@ -91,6 +106,7 @@ class TrainingConfig(ConfigModel):
         max_gradient_norm: norm to which the gradient of all weights is clipped, null for no clipping.
         num_workers: processes that load images, 0 for none.
         log_every: steps between two lines of metrics.jsonl.
+        checkpoints: how often the state is saved inside a level.
     """
 
     steps: int | None = Field(default=None, ge=0)
@@ -105,6 +121,7 @@ class TrainingConfig(ConfigModel):
     max_gradient_norm: float | None = Field(default=10.0, gt=0)
     num_workers: int = Field(default=0, ge=0)
     log_every: int = Field(default=20, ge=1)
+    checkpoints: CheckpointsConfig = CheckpointsConfig()
 
     @model_validator(mode="after")
     def _one_length(self) -> Self:
@@ -138,6 +155,24 @@ class TrainingConfig(ConfigModel):
     def passes_per_step(self) -> int:
         """Forward passes whose gradients a step averages."""
         return self.batch_size // self.images_per_pass
+
+    def shared(self, num_processes: int) -> tuple[int, int]:
+        """Return the images of a forward pass, and the passes of a step, where so many processes share a step.
+
+        Each process makes whole passes, so that a run of ``32 = 16 x 2`` images is the same on 1, 2 … 16 processes.
+        Where they cannot share the passes evenly, every pass is divided, into no more parts than it takes.
+
+        Raises:
+            ConfigError: the images of a pass cannot be divided evenly.
+        """
+        parts = num_processes // math.gcd(self.passes_per_step, num_processes)
+        if self.images_per_pass % parts:
+            raise ConfigError(
+                f"training.batch_size: expected passes that {num_processes} processes can share evenly, got "
+                f"{self.batch_text} images, whose passes do not divide by {parts}. Change batch_size or "
+                "forward_batch_size, or start another number of processes."
+            )
+        return self.images_per_pass // parts, self.passes_per_step * parts
 
     @property
     def batch_text(self) -> str:

@@ -1,15 +1,19 @@
 """The training loop: short, and the same for dense and sparse detectors."""
 
 import time
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from sparsedet.common.errors import ConfigError, SparseDetError
+from sparsedet.common.processes import broadcast_, mean_over_processes, num_processes, rank
 from sparsedet.common.runtime import mix
 from sparsedet.detection.data.loader import Batch
 from sparsedet.detection.ema import WeightAverage
@@ -91,7 +95,9 @@ class Level:
 class Trainer:
     """Trains a detector level by level.
 
-    A step depends on the seed, its index and the state only: an interruption changes no bit.
+    A step depends on the seed, its index and the state only: an interruption changes no bit. Of several processes
+    each makes its share of the forward passes of a step; after it all of them hold the same weights, running
+    statistics (those of the first process, where each has its own), averages and optimizer state.
 
     Args:
         model: detector to train; moved to `device`.
@@ -104,7 +110,10 @@ class Trainer:
 
     Attributes:
         total_steps: steps of the whole run.
+        images_per_pass: images of each forward pass.
+        passes_per_step: forward passes of a step, in all processes.
         average: of the weights; None where the configuration asks for none.
+        recent_losses: of the last steps of the level that is trained, at most 50.
     """
 
     def __init__(
@@ -133,7 +142,12 @@ class Trainer:
         self.report = report
         self.optimizer = config.optimizer.build(p for p in model.parameters() if p.requires_grad)
         self.scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "fp16")
+        self.images_per_pass, self.passes_per_step = config.shared(num_processes())
+        self._losses: nn.Module = _Losses(self.model, device.type, AUTOCAST_DTYPES.get(config.precision))
+        if num_processes() > 1:
+            self._losses = _distributed(self._losses)
         self.average = None if config.ema is None else WeightAverage(self.model, config.ema)
+        self.recent_losses: deque[float] = deque(maxlen=50)
 
     @property
     def evaluated_model(self) -> Detector:
@@ -145,29 +159,31 @@ class Trainer:
         if self.average is not None:
             self.average.model.load_state_dict(self.model.state_dict())
 
-    def train(self, level: Level, batches: Iterable[Batch]) -> float | None:
+    def train(self, level: Level, batches: Iterable[Batch], first_step: int | None = None) -> float | None:
         """Run the steps of `level`; return the mean loss of its last steps (at most 50).
 
         Args:
             level: which steps.
-            batches: for each step one for each of its forward passes.
+            batches: for each step one for each of the forward passes that this process makes.
+            first_step: where to go on inside the level; None: from its beginning.
 
         Raises:
             TrainingError: the loss is not finite; the message names step, rate, terms and images.
         """
         self.model.train()
         batches = iter(batches)
-        recent: deque[float] = deque(maxlen=50)
+        if first_step is None:
+            self.recent_losses.clear()
         times: deque[float] = deque([time.perf_counter()], maxlen=21)
-        for step in level.steps:
+        for step in range(level.first_step if first_step is None else first_step, level.last_step):
             lr = self.lr(step, level)
             terms, norm = self._step(step, batches, lr)
             loss = sum(terms.values())
-            recent.append(loss)
+            self.recent_losses.append(loss)
             times.append(time.perf_counter())
             rate = self.config.batch_size * (len(times) - 1) / (times[-1] - times[0])
             self.report(StepReport(step, self.total_steps, loss, terms, lr, norm, self.config.batch_size, rate))
-        return sum(recent) / len(recent) if recent else None
+        return sum(self.recent_losses) / len(self.recent_losses) if self.recent_losses else None
 
     def lr(self, step: int, level: Level) -> float:
         """Return the learning rate of a step of `level`."""
@@ -179,18 +195,31 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.optimizer.zero_grad(set_to_none=True)
-        torch.manual_seed(mix(self.seed, step))
-        passes = [self._pass(step, next(batches), lr) for _ in range(self.config.passes_per_step)]
+        passes = [
+            self._pass(step, number, next(batches), lr)
+            for number in range(rank(), self.passes_per_step, num_processes())
+        ]
         norm = self._clip()
         self.scaler.step(self.optimizer)
         self.scaler.update()
+        self._share_statistics()
         if self.average is not None:
             self.average.update(self.model)
-        return {name: sum(terms[name] for terms in passes) / len(passes) for name in passes[0]}, norm
+        means = [sum(terms[name] for terms in passes) / len(passes) for name in passes[0]]
+        return dict(zip(passes[0], mean_over_processes(means), strict=True)), norm
 
-    def _pass(self, step: int, batch: Batch, lr: float) -> dict[str, float]:
-        """Add the gradient of a forward pass, as a share of the step's, to the parameters; return the loss terms."""
-        losses = self._losses(batch.to(self.device))
+    def _pass(self, step: int, number: int, batch: Batch, lr: float) -> dict[str, float]:
+        """Add the gradient of a forward pass, as a share of the step's, to the parameters; return the loss terms.
+
+        With the last pass of a process go the gradients of the others' passes.
+        """
+        torch.manual_seed(mix(self.seed, step, number) if number else mix(self.seed, step))
+        is_last = number + num_processes() >= self.passes_per_step
+        with nullcontext() if is_last or num_processes() == 1 else self._losses.no_sync():  # type: ignore[operator]
+            return self._backward(step, batch, lr)
+
+    def _backward(self, step: int, batch: Batch, lr: float) -> dict[str, float]:
+        losses: dict[str, Tensor] = self._losses(batch.to(self.device))
         values = torch.stack([loss.detach() for loss in losses.values()]).tolist()
         terms = dict(zip(losses, values, strict=True))
         if not all(abs(value) < float("inf") for value in values):
@@ -198,15 +227,15 @@ class Trainer:
                 f"training: expected a finite loss, got {terms} at step {step} with learning rate {lr:.3g} on the "
                 f"images {list(batch.image_ids)}. Lower the learning rate, use precision fp32, or look at these images."
             )
-        loss = torch.stack(list(losses.values())).sum() / self.config.passes_per_step
+        loss = torch.stack(list(losses.values())).sum() / (self.passes_per_step // num_processes())
         self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]  # torch's own
         return terms
 
-    def _losses(self, batch: Batch) -> dict[str, Tensor]:
-        dtype = AUTOCAST_DTYPES.get(self.config.precision)
-        with torch.autocast(self.device.type, dtype, enabled=dtype is not None):
-            outputs = self.model(batch.images.contiguous(memory_format=torch.channels_last))
-        return self.model.losses(outputs, batch.targets)
+    def _share_statistics(self) -> None:
+        """Take over the running statistics of the first process; processes whose norms are their own differ in them."""
+        if num_processes() > 1:
+            norms = [norm for norm in self.model.modules() if isinstance(norm, _BatchNorm) and norm.training]
+            broadcast_([buffer for norm in norms for buffer in norm.buffers(recurse=False) if buffer.ndim == 1])
 
     def _clip(self) -> float | None:
         if self.config.max_gradient_norm is None:
@@ -216,7 +245,11 @@ class Trainer:
 
     def state_dict(self) -> dict[str, Any]:
         """Return what is needed, beside the weights of `evaluated_model`, to go on (tensors and plain data)."""
-        state: dict[str, Any] = {"optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict()}
+        state: dict[str, Any] = {
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "recent_losses": list(self.recent_losses),
+        }
         if self.average is not None:
             state |= {"model": self.model.state_dict(), "num_updates": self.average.num_updates}
         return state
@@ -225,6 +258,42 @@ class Trainer:
         """Restore what `state_dict` returned; the weights of `evaluated_model` are loaded apart."""
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
+        self.recent_losses = deque(state.get("recent_losses", ()), maxlen=50)
         if self.average is not None:
             self.model.load_state_dict(state["model"])
             self.average.num_updates = state["num_updates"]
+
+
+class _Losses(nn.Module):
+    """Forward pass and losses in one, which is what DDP has to see to know which weights get a gradient."""
+
+    def __init__(self, model: Detector, device_type: str, dtype: torch.dtype | None) -> None:
+        super().__init__()
+        self.model = model
+        self.device_type = device_type
+        self.dtype = dtype
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        with torch.autocast(self.device_type, self.dtype, enabled=self.dtype is not None):
+            outputs = self.model(batch.images.contiguous(memory_format=torch.channels_last))
+        losses: dict[str, Tensor] = self.model.losses(outputs, batch.targets)
+        return losses
+
+
+def _distributed(losses: nn.Module) -> nn.Module:
+    """Return `losses` with gradients that are the mean over all processes.
+
+    Unused parameters are looked for, since the head of a process without boxes may get no gradient. DDP then also
+    keeps the order in which it adds gradients up, which it would else change after the first step: after a resume the
+    last bits would differ.
+    """
+    warnings.filterwarnings("ignore", message="find_unused_parameters=True was specified in DDP constructor")
+    return _Distributed(losses, find_unused_parameters=True)
+
+
+class _Distributed(nn.parallel.DistributedDataParallel):
+    """DDP that lets synchronised norms run on CPUs: torch's own cannot, ours can."""
+
+    def _passing_sync_batchnorm_handle(self, module: nn.Module) -> None:
+        if self.device_type != "cpu":
+            super()._passing_sync_batchnorm_handle(module)  # type: ignore[no-untyped-call]  # torch's own

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from sparsedet.common.errors import ConfigError
-from sparsedet.sparsity.distributed import is_sharded, num_processes, sum_over_processes_
+from sparsedet.common.processes import num_processes
+from sparsedet.sparsity.distributed import is_sharded, sum_over_processes_
 from sparsedet.sparsity.weights import Weight
 
 

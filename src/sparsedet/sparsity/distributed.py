@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from sparsedet.common.errors import SparseDetError
+from sparsedet.common.processes import is_first, num_processes
 
 
 def is_sharded(tensor: Tensor) -> bool:
@@ -54,12 +55,6 @@ def reshard(model: nn.Module) -> None:
             sharding.reshard()
 
 
-def num_processes() -> int:
-    """Return how many processes work together."""
-    distributed = torch.distributed
-    return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
-
-
 def sum_over_processes_(tensor: Tensor) -> None:
     """Add up what every process holds in `tensor`, in each of them; a sharded one is complete already."""
     if num_processes() > 1 and not is_sharded(tensor):
@@ -68,7 +63,7 @@ def sum_over_processes_(tensor: Tensor) -> None:
 
 def leave_to_first_process_(tensor: Tensor) -> None:
     """Zero what stands the same in every process in all but the first, so that the sum is that; not a sharded one."""
-    if num_processes() > 1 and not is_sharded(tensor) and torch.distributed.get_rank() > 0:
+    if not (is_first() or is_sharded(tensor)):
         tensor.zero_()
 
 

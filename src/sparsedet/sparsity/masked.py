@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from sparsedet.common.errors import CheckpointError
+from sparsedet.common.processes import num_processes
 from sparsedet.sparsity.distributed import (
     check_equal,
     leave_to_first_process_,
-    num_processes,
     own_part,
     shard_like,
     sum_over_processes_,
@@ -178,7 +178,10 @@ class MaskedTensors:
                     mask.apply_(value)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return masks and, where they are needed to go on, pruned values and gradients (not copies)."""
+        """Return masks and, where they are needed to go on, pruned values and gradients (not copies).
+
+        Gradients are the sum over all processes, each of which has to call this, as with sharded weights.
+        """
         state: dict[str, Any] = {"masks": self.keeps}
         if self.pruned_values:
             state["pruned_values"] = {name: whole(values) for name, values in self.pruned_values.items()}

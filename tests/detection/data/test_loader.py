@@ -7,8 +7,8 @@ from sparsedet.common.errors import DatasetError
 from sparsedet.detection.data.check import load_splits
 from sparsedet.detection.data.config import DataConfig
 from sparsedet.detection.data.dataset import DetectionDataset, Sample
-from sparsedet.detection.data.loader import collate, train_loader, val_loader
-from sparsedet.detection.data.samplers import AspectRatioGroups
+from sparsedet.detection.data.loader import collate, train_loader, val_image_ids, val_loader
+from sparsedet.detection.data.samplers import AspectRatioGroups, Shuffle
 from sparsedet.detection.data.transforms import (
     ColorJitter,
     HorizontalFlip,
@@ -182,3 +182,25 @@ def test_detections_map_back_to_the_pixels_of_the_file(dataset):
     assert batch.to_coco_results(perfect, data.coco.category_ids) == [
         {"image_id": 1, "category_id": 3, "bbox": [2.0, 3.0, 10.0, 8.0], "score": 0.75}
     ]
+
+
+@pytest.mark.parametrize("sampler", [Shuffle(), AspectRatioGroups()])
+def test_processes_train_on_the_batches_of_one(sampler, dataset):
+    data = dataset(sampler=sampler)
+    together = list(train_loader(data, 1, range(1, 4), 32, num_ranks=4))
+    shares = [list(train_loader(data, 1, range(1, 4), 32, num_ranks=4, share=slice(rank, None, 2))) for rank in (0, 1)]
+    assert [len(share) for share in shares] == [6, 6]
+    for number, batch in enumerate(together):
+        assert equal(batch, shares[number % 2][number // 2])
+
+
+def test_processes_evaluate_each_batch_of_one_once(dataset):
+    data = dataset(is_train=False)
+    together = list(val_loader(data, 1, 32))
+    ids = [image_id for batch in together for image_id in batch.image_ids]
+    assert val_image_ids(data, 1, 32) == ids
+    for num_ranks in (2, 3, 4):  # the last more than there are
+        shares = [list(val_loader(data, 1, 32, num_ranks=num_ranks, rank=rank)) for rank in range(num_ranks)]
+        assert sum(map(len, shares)) == len(together)
+        for number, batch in enumerate(together):
+            assert equal(batch, shares[number % num_ranks][number // num_ranks])

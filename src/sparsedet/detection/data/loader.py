@@ -5,6 +5,7 @@ change them.
 """
 
 import math
+import signal
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -87,6 +88,7 @@ def train_loader(
     stride: int,
     num_ranks: int = 1,
     num_workers: int = 0,
+    share: slice = slice(None),
 ) -> Iterator[Batch]:
     """Yield the batches of training `steps`, one for each rank in turn.
 
@@ -97,18 +99,34 @@ def train_loader(
         stride: what images are padded to a multiple of, unless ``data.pad_multiple`` says otherwise.
         num_ranks: batches per step.
         num_workers: processes that load images, 0 for none.
+        share: which batches of each step are wanted; those of the r-th of n processes: ``slice(r, None, n)``.
     """
-    return _load(dataset, _TrainBatches(dataset, batch_size, num_ranks, steps), stride, num_workers)
+    return _load(dataset, _TrainBatches(dataset, batch_size, num_ranks, steps, share), stride, num_workers)
 
 
-def val_loader(dataset: DetectionDataset, batch_size: int, stride: int, num_workers: int = 0) -> Iterator[Batch]:
-    """Yield every image once; a batch holds images of one padded size, so its size changes no result."""
+def val_loader(
+    dataset: DetectionDataset, batch_size: int, stride: int, num_workers: int = 0, num_ranks: int = 1, rank: int = 0
+) -> Iterator[Batch]:
+    """Yield every image once; a batch holds images of one padded size, so its size changes no result.
+
+    With several ranks each batch is yielded on one of them, and is what it is on one: so are the detections.
+    """
+    batches = _val_batches(dataset, batch_size, stride)
+    own = [batches[index] for index in evaluation_indices(len(batches), num_ranks, rank)]
+    return _load(dataset, own, stride, num_workers)
+
+
+def val_image_ids(dataset: DetectionDataset, batch_size: int, stride: int) -> list[int]:
+    """Return the ids of the images in the order in which `val_loader` yields them to one rank."""
+    return [dataset.images[index].id for batch in _val_batches(dataset, batch_size, stride) for _, index in batch]
+
+
+def _val_batches(dataset: DetectionDataset, batch_size: int, stride: int) -> list[list[Position]]:
     groups: dict[tuple[int, int], list[Position]] = {}
-    for index in evaluation_indices(len(dataset)):
-        size = dataset.images[index].height, dataset.images[index].width
-        groups.setdefault(padded_val_size(dataset.config, size, stride), []).append((0, index))
-    batches = [group[i : i + batch_size] for group in groups.values() for i in range(0, len(group), batch_size)]
-    return _load(dataset, batches, stride, num_workers)
+    for index, image in enumerate(dataset.images):
+        size = padded_val_size(dataset.config, (image.height, image.width), stride)
+        groups.setdefault(size, []).append((0, index))
+    return [group[i : i + batch_size] for group in groups.values() for i in range(0, len(group), batch_size)]
 
 
 def padded_val_size(config: DataConfig, size: tuple[int, int], stride: int) -> tuple[int, int]:
@@ -122,17 +140,20 @@ def padded_val_size(config: DataConfig, size: tuple[int, int], stride: int) -> t
 class _TrainBatches(Sampler[list[Position]]):
     """The batches of training steps, made one by one: a long run would not fit in memory."""
 
-    def __init__(self, dataset: DetectionDataset, batch_size: int, num_ranks: int, steps: range) -> None:
+    def __init__(self, dataset: DetectionDataset, batch_size: int, num_ranks: int, steps: range, share: slice) -> None:
         self.dataset = dataset
         self.batch_size = batch_size
         self.num_ranks = num_ranks
         self.steps = steps
+        self.wanted = set(range(num_ranks)[share])
 
     def __iter__(self) -> Iterator[list[Position]]:
         sampler, seed = self.dataset.config.sampler, self.dataset.seed
         aspect_ratios = [image.height / image.width for image in self.dataset.images]
         batches = sampler.batches(aspect_ratios, self.batch_size, self.num_ranks, seed, self.steps.start)
-        return islice(batches, len(self.steps) * self.num_ranks)
+        for number, batch in enumerate(islice(batches, len(self.steps) * self.num_ranks)):
+            if number % self.num_ranks in self.wanted:
+                yield batch
 
 
 class _Batches(Dataset[Batch | DatasetError]):
@@ -159,6 +180,7 @@ def _load(
         sampler=batches,
         num_workers=num_workers,
         generator=torch.Generator(),  # else the loader draws from the global generator
+        worker_init_fn=_leave_signals,
     )
     fault: DatasetError | None = None
     for outcome in loader:
@@ -177,6 +199,12 @@ def _zeros(*shape: int) -> Tensor:
     # As torch's own collate function does; memory that nobody has written to is zero.
     storage = torch.UntypedStorage._new_shared(4 * math.prod(shape))  # type: ignore[no-untyped-call]  # torch's own
     return torch.empty(0).set_(storage).view(shape)
+
+
+def _leave_signals(worker: int) -> None:
+    """Let a worker process live on when the whole group is signalled: the run still finishes its step."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _round_up(value: int, multiple: int) -> int:

@@ -8,13 +8,13 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from sparsedet.common.errors import UnsupportedShapeError
+from sparsedet.common.processes import num_processes
 from sparsedet.sparsity.calibration import Calibration
 from sparsedet.sparsity.criteria.criterion import BaseCriterion
 from sparsedet.sparsity.criteria.inputs import check_called, check_finite, num_groups, watch_inputs
 from sparsedet.sparsity.criteria.magnitude import Magnitude
 from sparsedet.sparsity.distributed import (
     copy_from_first_process_,
-    num_processes,
     own_part,
     shard_like,
     sum_over_processes_,

@@ -13,8 +13,8 @@ from sparsedet.benchmark.upstream.msbench.inputs import positional
 from sparsedet.benchmark.upstream.msbench.scheduler import BaseScheduler, logger
 from sparsedet.common.errors import CheckpointError, ConfigError
 from sparsedet.common.files import write_atomically
+from sparsedet.common.processes import is_first
 from sparsedet.sparsity import Limit, OneShot, Sparsifier, SparsityConfig, Uniform
-from sparsedet.sparsity.distributed import num_processes
 
 STATE = {"level", "masks", "table"}
 
@@ -143,7 +143,7 @@ class AmbaLevelPruneScheduler(BaseScheduler):
         sparsifier = self._prepared()
         if self._table is None:
             self._table = sparsifier.allocate_levels()
-            if _is_first_process():
+            if is_first():
                 tables.write_tables(
                     self._settings.output_dir, self._table, sparsifier.selection, self.target_sparsities
                 )
@@ -176,7 +176,7 @@ class AmbaLevelPruneScheduler(BaseScheduler):
         assert self._table is not None
         sparsifier, target = self._prepared(), self.target_sparsities[self._level]
         sparsifier.apply_()
-        if not _is_first_process():
+        if not is_first():
             return
         content = {
             "model": self._plain_model.state_dict(),
@@ -193,7 +193,3 @@ class AmbaLevelPruneScheduler(BaseScheduler):
         path = self._settings.save_dir / f"global_sparse_rate_{target}.pth.tar"
         write_atomically(path, lambda stream: torch.save(content, stream))
         logger.info("%s: measured sparsity %.4f", path, content["measured_sparsity"])
-
-
-def _is_first_process() -> bool:
-    return num_processes() == 1 or torch.distributed.get_rank() == 0

@@ -1,0 +1,67 @@
+"""The lines of ``metrics.jsonl``: what a training step was."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from sparsedet.common.errors import StorageError
+from sparsedet.common.files import write_text
+from sparsedet.detection.trainer import StepReport
+
+
+class MetricsFile:
+    """Appends a line every so many steps; the last step of a run has one too.
+
+    Args:
+        path: the file.
+        every: steps between two lines.
+    """
+
+    def __init__(self, path: Path, every: int) -> None:
+        self.path = path
+        self.every = every
+
+    def write(self, step: StepReport) -> None:
+        """Write the line of a step, if it has one.
+
+        Raises:
+            StorageError: the file cannot be written.
+        """
+        if (step.step + 1) % self.every and step.step + 1 < step.total_steps:
+            return
+        line: dict[str, Any] = {
+            "step": step.step,
+            "loss": step.loss,
+            **step.terms,
+            "lr": step.lr,
+            "gradient_norm": step.gradient_norm,
+            "images_per_second": round(step.images_per_second, 2),
+        }
+        try:
+            with self.path.open("a") as stream:
+                stream.write(json.dumps(line) + "\n")
+        except OSError as error:
+            raise StorageError(
+                f"{self.path}: expected to append metrics, got '{error.strerror or error}'. "
+                "Free some disk space or choose another folder with --output."
+            ) from error
+
+    def sync(self) -> None:
+        """Bring what was written to the disk, before a checkpoint of a later step gets there."""
+        if self.path.exists():
+            with self.path.open("rb+") as stream:
+                os.fsync(stream.fileno())
+
+    def drop_from(self, first_step: int) -> None:
+        """Drop the lines of steps that will be run again, and a half written line."""
+        if not self.path.exists():
+            return
+        kept = []
+        for line in self.path.read_text().splitlines():
+            try:
+                if json.loads(line)["step"] < first_step:
+                    kept.append(line + "\n")
+            except ValueError:
+                continue
+        write_text(self.path, "".join(kept))
