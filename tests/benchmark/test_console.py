@@ -4,7 +4,7 @@ from io import StringIO
 import pytest
 from rich.console import Console as RichConsole
 
-from sparsedet.benchmark.console import Console
+from sparsedet.benchmark.console import Console, _duration
 from sparsedet.benchmark.upstream.note import Note
 from sparsedet.detection.trainer import StepReport
 
@@ -17,7 +17,17 @@ def console(is_terminal):
 
 def step(index, total=400):
     return StepReport(
-        index, total, loss=1.234, terms={}, lr=0.001, gradient_norm=None, batch_size=16, images_per_second=80.0
+        index,
+        total,
+        loss=1.234,
+        terms={"cls_loss": 0.8, "box_loss": 0.434},
+        lr=0.001,
+        gradient_norm=None,
+        batch_size=16,
+        last_step=300,
+        images_per_second=80.0,
+        data_wait_share=0.03,
+        peak_memory_bytes=3 * 2**29,
     )
 
 
@@ -27,8 +37,11 @@ def test_plain_lines_where_there_is_no_terminal():
         for index in range(400):
             show(step(index), 0.9)
     lines = stream.getvalue().splitlines()
-    # (400 - 200) steps of 16 images at 80 a second
-    assert lines[0] == "  lamp sparsity-0.9 step 200/400 loss 1.234 lr 0.001 sparsity 90.0% 80 images/s, 40 s left"
+    # (300 - 200) and (400 - 200) steps of 16 images at 80 a second
+    assert lines[0] == (
+        "  lamp sparsity-0.9 step 200/400 loss 1.234 = cls 0.8 + box 0.434 lr 0.001 sparsity 90.0% 80 images/s, "
+        "3% waiting for data, 1.5 GiB; left: level 20 s, run 40 s"
+    )
     assert len(lines) == 2
     assert "\x1b" not in stream.getvalue()
 
@@ -38,7 +51,44 @@ def test_live_progress_fits_a_terminal_of_80_columns():
     with printer.training("lamp sparsity-0.9", log_every=20) as show:
         show(step(199), 0.9)
     text = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", stream.getvalue())
-    assert re.search(r"lamp sparsity-0.9 \S+ +200/400 loss 1.23 sparsity 90% 80 images/s .*left", text)
+    assert re.search(r"lamp sparsity-0.9 \S+ +200/400 left: level 20 s, run 40 s\n", text)
+    assert (
+        "  loss 1.234 = cls 0.8 + box 0.434 lr 0.001 sparsity 90.0% 80 images/s, 3% \nwaiting for data, 1.5 GiB" in text
+    )
+    assert max(map(len, text.splitlines())) <= 80
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0.4, "0 s"),
+        (59.4, "59 s"),
+        (59.6, "1 min 00 s"),
+        (3599, "59 min 59 s"),
+        (3660, "1 h 01 min"),
+        (90000, "1 d 01 h"),
+    ],
+)
+def test_durations(seconds, text):
+    assert _duration(seconds) == text
+
+
+@pytest.mark.parametrize(("is_terminal", "quiet"), [(False, False), (True, False), (False, True)])
+def test_a_log_has_all_lines_also_of_a_terminal(is_terminal, quiet, tmp_path):
+    printer, _ = console(is_terminal)
+    printer.quiet = quiet
+    printer.say("before")
+    with printer.logging(tmp_path / "log.txt"):
+        printer.say("[bold] first")
+        printer.warn("careful")
+        with printer.training("lamp", log_every=1) as show:
+            for index in range(10):
+                show(step(index), 0.9)
+    printer.say("behind")
+    lines = [line[27:] for line in (tmp_path / "log.txt").read_text().splitlines()[1:]]
+    assert lines[:2] == ["[bold] first", "warning: careful"]
+    assert re.match("  lamp step 10/400 loss", lines[2])
+    assert len(lines) == 3
 
 
 def test_quiet_prints_warnings_only():

@@ -5,10 +5,11 @@ from torch import nn
 from sparsedet.common.errors import ConfigError
 from sparsedet.detection.data.loader import Batch
 from sparsedet.detection.ema import EmaConfig
+from sparsedet.detection.guard import MAX_SKIPPED, Guard, TrainingError
 from sparsedet.detection.lr_schedules import Constant, Cosine
 from sparsedet.detection.optimization import SGD, TrainingConfig
 from sparsedet.detection.structures import Target
-from sparsedet.detection.trainer import Level, Trainer, TrainingError
+from sparsedet.detection.trainer import Level, Trainer
 
 CPU = torch.device("cpu")
 
@@ -125,6 +126,122 @@ def test_a_loss_that_is_not_finite_stops_before_the_weights_change(value):
     assert run.model.weight.item() == 1.0
 
 
+class Root(OneWeight):
+    """A finite loss whose gradient is infinite where the images are 0."""
+
+    def losses(self, outputs, targets):
+        return {"a": outputs.abs().sqrt()}
+
+
+def test_a_gradient_that_is_not_finite_stops_before_the_weights_change():
+    for max_norm in (None, 10.0):
+        run = trainer(model=Root(), max_gradient_norm=max_norm)
+        message = r"finite gradient, got norm nan with the loss \{'a': 0.0\} at step 5 with .* images \[7\], first in"
+        with pytest.raises(TrainingError, match=message):
+            run.train(Level(5, 6), batches(0.0))
+        assert run.model.weight.item() == 1.0
+
+
+def test_steps_that_the_loss_scaler_skips_are_no_error_until_they_are_many():
+    run = trainer(model=Root(), steps=40)
+    run.scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)  # as under fp16, which the trainer refuses on the CPU
+    run.guard = Guard(run.model, scales_loss=True)
+    reports = []
+    run.report = reports.append
+    run.train(Level(0, 3), batches(0.0, 0.0, 1.0))
+    assert [report.gradient_norm for report in reports] == [None, None, pytest.approx(0.5)]
+    assert run.model.weight.item() == pytest.approx(1 - 0.1 * 0.5)
+    with pytest.raises(TrainingError, match=f"norm nan in {MAX_SKIPPED} steps in a row with the loss .* at step 27"):
+        run.train(Level(3, 40), batches(*[0.0] * 37))
+
+
+def channels_last(images):
+    return images.contiguous(memory_format=torch.channels_last)
+
+
+def test_the_norm_that_is_logged_without_clipping_changes_no_bit():
+    run = trainer(model=Images(), max_gradient_norm=None)
+    reference = Images().to(memory_format=torch.channels_last)
+    reports = []
+    run.report = reports.append
+    run.train(Level(0, 3), split(images(3), 1))
+    optimizer = SGD(lr=0.1, momentum=0, weight_decay=0).build(reference.parameters())
+    reference.train()
+    for batch, report in zip(split(images(3), 1), reports, strict=True):
+        optimizer.zero_grad()
+        torch.stack(list(reference.losses(reference(channels_last(batch.images)), None).values())).sum().backward()
+        gradients = torch.cat([parameter.grad.flatten() for parameter in reference.parameters()])
+        assert report.gradient_norm == pytest.approx(gradients.norm().item(), rel=1e-5)
+        optimizer.step()
+    for ours, theirs in zip(run.model.parameters(), reference.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_weights_that_are_not_finite_are_found():
+    run = trainer(ema=EmaConfig())
+    run.check_state(1)
+    run.average.model.weight.data.fill_(float("nan"))
+    with pytest.raises(TrainingError, match="in 'weight' and 0 more before step 1"):
+        run.check_state(1)
+    run.average.model.weight.data.fill_(1.0)
+    run.model.weight.data.fill_(float("inf"))
+    with pytest.raises(TrainingError, match="in 'weight' and 0 more before step 1"):
+        run.check_state(1)
+
+
+def test_factors_scale_the_rate_of_their_parameters():
+    torch.manual_seed(0)
+    config = TrainingConfig(
+        steps=1, batch_size=1, optimizer=SGD(lr=0.1, momentum=0, weight_decay=0), lr_schedule=Constant(warmup=0.0),
+        max_gradient_norm=None,
+    )  # fmt: skip
+    before, model = Images().train(), Images()
+    run = Trainer(model, config, 10, CPU, lr_factors={"conv.bias": 0.5, "norm.weight": 4.0})
+    run.train(Level(0, 1), split(images(1), 1))
+    torch.stack(list(before.losses(before(images(1)), None).values())).sum().backward()
+    for (name, old), new in zip(before.named_parameters(), model.parameters(), strict=True):
+        rate = 0.1 * {"conv.bias": 0.5, "norm.weight": 4.0}.get(name, 1.0)
+        torch.testing.assert_close(new, old - rate * old.grad, rtol=1e-5, atol=1e-6)
+    state = run.state_dict()
+    again = Trainer(Images(), config, 10, CPU, lr_factors={"conv.bias": 0.5, "norm.weight": 4.0})
+    again.load_state_dict(state)
+    assert [len(group["params"]) for group in again.optimizer.param_groups] == [2, 1, 1]
+
+
+def test_time_is_that_of_the_steps_and_what_of_it_was_waiting(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr("sparsedet.detection.trainer.time.perf_counter", lambda: now[0])
+
+    def slow():
+        for batch in batches(*[0.0] * 5):
+            now[0] += 1.0  # until a batch is there
+            yield batch
+
+    class Slow(OneWeight):
+        def forward(self, images):
+            now[0] += 3.0
+            return super().forward(images)
+
+    class Callback:
+        def before_step(self, step, total_steps):
+            now[0] += 100.0  # prunes and evaluates
+
+    run = trainer(steps=20, callback=Callback(), model=Slow(), batch_size=2)
+    reports = []
+
+    def report(step):
+        now[0] += 100.0  # saves
+        reports.append(step)
+
+    run.report = report
+    run.train(Level(0, 5), slow())
+    assert {report.images_per_second for report in reports} == {2 / 4}
+    assert {report.data_wait_share for report in reports} == {1 / 4}
+    assert [report.seconds_left_in_level for report in reports] == [16.0, 12.0, 8.0, 4.0, 0.0]
+    assert reports[-1].seconds_left == 15 * 4.0
+    assert all(report.peak_memory_bytes > 2**20 for report in reports)
+
+
 def test_fp16_on_the_cpu_is_refused():
     with pytest.raises(ConfigError, match="expected 'fp32' or 'bf16' on the CPU, got 'fp16'"):
         trainer(precision="fp16")
@@ -199,7 +316,7 @@ def test_a_step_averages_the_gradients_of_its_passes(max_norm, scale):
             for parameter, gradient in zip(parameters, gradients, strict=True):
                 parameter -= 0.1 * factor * gradient
         assert report.terms == pytest.approx({name: value.item() for name, value in terms.items()}, rel=1e-4)
-        assert report.gradient_norm == (None if max_norm is None else pytest.approx(norm, rel=1e-4))
+        assert report.gradient_norm == pytest.approx(norm, rel=1e-4)
     for ours, theirs in zip(model.parameters(), reference.parameters(), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
 

@@ -15,6 +15,7 @@ from rich.console import Console as RichConsole
 from sparsedet.benchmark.console import Console
 from sparsedet.benchmark.evaluation import evaluate_checkpoint
 from sparsedet.benchmark.level_runner import LevelRunner
+from sparsedet.benchmark.metrics_file import TIME_KEYS
 from sparsedet.benchmark.suite import load_suite, run_suite
 from sparsedet.common.checkpoint import load_checkpoint
 from sparsedet.common.errors import ConfigError, DatasetError, StorageError
@@ -86,7 +87,7 @@ def assert_same_run(one, other):
     one, other = one / "tiny", other / "tiny"
     files = [sorted(str(path.relative_to(folder)) for path in folder.rglob("*")) for folder in (one, other)]
     assert files[0] == files[1]
-    assert_equal(*(lines(folder / "metrics.jsonl", "images_per_second") for folder in (one, other)))
+    assert_equal(*(lines(folder / "metrics.jsonl", *TIME_KEYS) for folder in (one, other)))
     assert_equal(*(lines(folder / "records.jsonl", "seconds", "environment") for folder in (one, other)))
     for name in files[0]:
         if name.endswith("checkpoint.pt"):
@@ -105,6 +106,13 @@ SETTINGS = {
         EMA,
     ),
     "pruned values kept": (LEVELS.replace("{schedule", "{keep_pruned_values: true, schedule"), SGD),
+    "frozen and slower parts": (
+        LEVELS.replace("{schedule", "{targets: {include_frozen: true}, schedule"),
+        "training.freeze=[preset:stem, 'backbone.layer1.*', 'type:BatchNorm2d']",
+        "training.lr_multipliers={'backbone.*': 0.1, preset:prediction: 2}",
+        "evaluation.after_pruning=true",
+        EMA,
+    ),
     "dense, passes, bf16": (
         "training.batch_size=4",
         "training.forward_batch_size=2",

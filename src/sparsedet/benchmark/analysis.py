@@ -12,6 +12,7 @@ from torch import Tensor
 from sparsedet.benchmark.calibration import calibration_of
 from sparsedet.benchmark.checkpoint import CHECKPOINT_FILE, build_detector, open_checkpoint
 from sparsedet.benchmark.compact import WEIGHTS_FILE
+from sparsedet.benchmark.parameters import choose_parameters_
 from sparsedet.benchmark.recipe import Recipe, load_recipe
 from sparsedet.common.files import write_json, write_text
 from sparsedet.detection.data.loader import padded_val_size, val_loader
@@ -139,6 +140,7 @@ def _rows(recipe: Recipe, model: Detector, splits: Splits | None, state: dict[st
     inputs = example_inputs(recipe, splits, model.stride, device)
     if recipe.sparsity is None:
         return layer_rows(measure(model, profile=profile_model(model, inputs, model.run_all)))
+    choose_parameters_(recipe, model, lambda: inputs)  # what is frozen stays dense
     calibration = calibration_of(recipe, splits, model.stride, device)
     sparsifier = Sparsifier(model, recipe.sparsity, inputs, model.run_all, calibration)
     if state is not None:

@@ -1,13 +1,17 @@
 """What a run says while it goes: live progress on a terminal, plain lines elsewhere. All of it on stderr."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Self
 
 from rich.console import Console as RichConsole
+from rich.console import RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.text import Text
 
+from sparsedet.benchmark.log_file import LogFile, open_log
 from sparsedet.benchmark.upstream.note import Note
 from sparsedet.detection.trainer import StepReport
 from sparsedet.report.record import Record
@@ -35,19 +39,31 @@ class Console:
     def __init__(self, quiet: bool = False, rich: RichConsole | None = None) -> None:
         self.quiet = quiet
         self._rich = rich or RichConsole(stderr=True, highlight=False, soft_wrap=True)
+        self._log: LogFile | None = None
 
     @classmethod
     def silent(cls) -> Self:
         """Return one that prints nothing at all, for processes that leave speaking to the first."""
         return cls(quiet=True, rich=RichConsole(quiet=True))
 
+    @contextmanager
+    def logging(self, path: Path) -> Iterator[None]:
+        """Write all that is said, also quietly, to the log at `path`, and what error ends it."""
+        with open_log(path, self.warn) as self._log:
+            try:
+                yield
+            finally:
+                self._log = None
+
     def say(self, text: str) -> None:
         """Print a line, unless quiet."""
+        self._write(text)
         if not self.quiet:
             self._rich.print(text, markup=False)
 
     def warn(self, text: str) -> None:
         """Print a warning, always."""
+        self._write(f"warning: {text}")
         self._rich.print(f"warning: {text}", markup=False)
 
     def notes(self, name: str, notes: tuple[Note, ...]) -> None:
@@ -78,12 +94,19 @@ class Console:
     @contextmanager
     def training(self, label: str, log_every: int) -> Iterator[Callable[[StepReport, float], None]]:
         """Show the steps of one level; yields a function of the step and the sparsity of the model."""
-        if self.quiet:
-            yield lambda step, sparsity: None
-        elif self._rich.is_terminal:
-            yield from self._live(label)
-        else:
-            yield self._lines(label, log_every)
+        if self.quiet or not self._rich.is_terminal:
+            yield _lines(label, log_every, self.say)
+            return
+        write = _lines(label, log_every, self._write)
+        with _Training(*_COLUMNS[:4], console=self._rich, transient=True) as progress:
+            task = progress.add_task(label, total=None, detail="")
+
+            def show(step: StepReport, sparsity: float) -> None:
+                write(step, sparsity)
+                progress.line = f"  {_numbers(step, sparsity)}"
+                progress.update(task, completed=step.step + 1, total=step.total_steps, detail=_left(step))
+
+            yield show
 
     @contextmanager
     def counting(self, label: str, total: int) -> Iterator[Callable[[int], None]]:
@@ -105,23 +128,47 @@ class Console:
             yield lambda done: progress.update(task, completed=done, detail=rate(done))
         self.say(f"  {label} {total} images, {rate(total)}")
 
-    def _lines(self, label: str, log_every: int) -> Callable[[StepReport, float], None]:
-        def show(step: StepReport, sparsity: float) -> None:
-            if (step.step + 1) % (log_every * 10) == 0 or step.step + 1 == step.total_steps:
-                left = (step.total_steps - step.step - 1) * step.batch_size / step.images_per_second
-                self.say(
-                    f"  {label} step {step.step + 1}/{step.total_steps} loss {step.loss:.3f} lr {step.lr:.2g} "
-                    f"sparsity {sparsity:.1%} {step.images_per_second:.0f} images/s, {left:.0f} s left"
-                )
+    def _write(self, text: str) -> None:
+        if self._log is not None:
+            self._log.write(text)
 
-        return show
 
-    def _live(self, label: str) -> Iterator[Callable[[StepReport, float], None]]:
-        with Progress(*_COLUMNS, console=self._rich, transient=True) as progress:
-            task = progress.add_task(label, total=None, detail="")
+class _Training(Progress):
+    """A bar, and below it a line of numbers."""
 
-            def show(step: StepReport, sparsity: float) -> None:
-                detail = f"loss {step.loss:.2f} sparsity {sparsity:.0%} {step.images_per_second:.0f} images/s"
-                progress.update(task, completed=step.step + 1, total=step.total_steps, detail=detail)
+    line = ""
 
-            yield show
+    def get_renderables(self) -> Iterable[RenderableType]:
+        """Yield the bar and the line."""
+        yield from super().get_renderables()
+        yield Text(self.line, no_wrap=False, overflow="fold")  # the console cuts lines off
+
+
+def _lines(label: str, log_every: int, say: Callable[[str], None]) -> Callable[[StepReport, float], None]:
+    def show(step: StepReport, sparsity: float) -> None:
+        if (step.step + 1) % (log_every * 10) == 0 or step.step + 1 == step.total_steps:
+            say(f"  {label} step {step.step + 1}/{step.total_steps} {_numbers(step, sparsity)}; {_left(step)}")
+
+    return show
+
+
+def _numbers(step: StepReport, sparsity: float) -> str:
+    terms = " + ".join(f"{name.removesuffix('_loss')} {value:.3g}" for name, value in step.terms.items())
+    memory = "" if step.peak_memory_bytes is None else f", {step.peak_memory_bytes / 2**30:.1f} GiB"
+    return (
+        f"loss {step.loss:.3f}{f' = {terms}' if len(step.terms) > 1 else ''} lr {step.lr:.2g} sparsity {sparsity:.1%} "
+        f"{step.images_per_second:.3g} images/s, {step.data_wait_share:.0%} waiting for data{memory}"
+    )
+
+
+def _left(step: StepReport) -> str:
+    return f"left: level {_duration(step.seconds_left_in_level)}, run {_duration(step.seconds_left)}"
+
+
+def _duration(seconds: float) -> str:
+    """Return a time in the two largest units that it has, such as ``3 h 05 min``."""
+    whole = round(seconds)
+    for size, unit, part, small in ((86400, "d", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s")):
+        if whole >= size:
+            return f"{whole // size} {unit} {whole % size // part:02} {small}"
+    return f"{whole} s"

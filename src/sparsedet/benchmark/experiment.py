@@ -1,5 +1,10 @@
 """One experiment: its levels are run one after another, and none that is finished is run again."""
 
+import os
+import platform
+import sys
+from datetime import datetime
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -11,19 +16,22 @@ from sparsedet.benchmark.calibration import calibration_of
 from sparsedet.benchmark.checkpoint import CHECKPOINT_FILE
 from sparsedet.benchmark.job import Job
 from sparsedet.benchmark.level_runner import LevelRunner
+from sparsedet.benchmark.parameters import choose_parameters_
 from sparsedet.benchmark.progress import ProgressFiles
 from sparsedet.benchmark.recipe import PLACE_KEYS, Recipe
+from sparsedet.benchmark.trackers import check_trackers
 from sparsedet.common.config import dump, to_yaml, validate
 from sparsedet.common.document import read_yaml
 from sparsedet.common.errors import CheckpointError, ConfigError
-from sparsedet.common.files import write_text
+from sparsedet.common.files import write_json, write_text
 from sparsedet.common.processes import from_first
-from sparsedet.common.runtime import start, writable_folder
+from sparsedet.common.runtime import environment, start, writable_folder
 from sparsedet.detection.data.splits import Splits, open_splits
 from sparsedet.report.record import Record, read_records
 from sparsedet.sparsity import Sparsifier
 
 CONFIG_FILE = "config.yaml"
+ENVIRONMENT_FILE = "environment.json"
 
 
 def run_experiment(job: Job) -> tuple[Record, ...]:
@@ -43,21 +51,26 @@ def run_experiment(job: Job) -> tuple[Record, ...]:
     if len(finished) == len(job.level_names):
         job.console.say(f"{job.name}: finished before, nothing to do")
     else:
+        from_first(lambda: _write_environment(job, splits))
         LevelRunner(job, splits).run(finished)
     return from_first(lambda: read_records(job.folder)[0])
 
 
 def check_recipe(recipe: Recipe) -> None:
-    """Find out what would stop a run later: faults of the data, and a sparsity that the detector cannot have.
+    """Find out what would stop a run later: faults of the data, selectors, a sparsity that cannot be had, trackers.
 
     Raises:
         DatasetError: annotations are wrong or image files are missing.
-        UnreachableTargetError, TargetMatchError, UnsupportedShapeError: the sparsity asked for cannot be had.
+        UnreachableTargetError, TargetMatchError, UnsupportedShapeError: the sparsity asked for cannot be had, or a
+            selector of parameters matches none.
+        MissingExtraError: a tracker is not installed.
     """
     splits = open_splits(recipe.data, recipe.seed)
+    check_trackers(recipe.training.trackers)
+    model = recipe.detector.build(len(splits.train.coco.categories), pretrained=False)
+    device = torch.device("cpu")
+    choose_parameters_(recipe, model, lambda: example_inputs(recipe, splits, model.stride, device))
     if recipe.sparsity is not None:
-        model = recipe.detector.build(len(splits.train.coco.categories), pretrained=False)
-        device = torch.device("cpu")
         inputs = example_inputs(recipe, splits, model.stride, device)
         calibration = calibration_of(recipe, splits, model.stride, device)
         Sparsifier(model, recipe.sparsity, inputs, model.run_all, calibration)
@@ -100,6 +113,21 @@ def _claim_folder(job: Job, splits: Splits) -> None:
             f"{job.folder}: expected the data this run began with (hash {records[-1].data_hash}), "
             f"got other data (hash {splits.hash}). {remedy}"
         )
+
+
+def _write_environment(job: Job, splits: Splits) -> None:
+    """Write what the run goes on with now; records say what each level was run with."""
+    here = {
+        "started": datetime.now().astimezone().isoformat(timespec="seconds"),
+        "command": sys.argv,
+        "config_hash": job.recipe.hash(),
+        "data_hash": splits.hash,
+        **environment(job.device),
+        "accelerate": metadata.version("accelerate"),
+        "platform": platform.platform(),
+        "num_cpus": os.cpu_count(),
+    }
+    write_json(job.folder / ENVIRONMENT_FILE, here)
 
 
 def _finished(job: Job) -> tuple[Record, ...]:

@@ -18,9 +18,11 @@ from sparsedet.benchmark.compact import WEIGHTS_FILE, write_compact
 from sparsedet.benchmark.intervals import DETECTIONS_FILE, intervals
 from sparsedet.benchmark.job import Job
 from sparsedet.benchmark.levels import split_levels
-from sparsedet.benchmark.metrics_file import MetricsFile
-from sparsedet.benchmark.progress import ProgressFiles, Standing, newest_good
+from sparsedet.benchmark.parameters import choose_parameters_
+from sparsedet.benchmark.preparation import check_steps, say_learning_rate, warn_of_start
+from sparsedet.benchmark.progress import ProgressFiles, Standing, newest_good, way_on
 from sparsedet.benchmark.sparsity_callback import SparsityCallback
+from sparsedet.benchmark.watching import Watch
 from sparsedet.common.checkpoint import load_checkpoint, save_checkpoint
 from sparsedet.common.config import dump
 from sparsedet.common.errors import ConfigError, DatasetError, StorageError
@@ -31,13 +33,13 @@ from sparsedet.common.stopping import Stopped
 from sparsedet.detection.data.loader import train_loader, val_image_ids, val_loader
 from sparsedet.detection.data.splits import Splits
 from sparsedet.detection.evaluation import evaluate, write_results
+from sparsedet.detection.guard import TrainingError
 from sparsedet.detection.inference import detect
 from sparsedet.detection.trainer import Level, StepReport, Trainer
 from sparsedet.export.compact import num_dense_bytes
 from sparsedet.report.record import RECORDS_FILE, Record, append_record
 from sparsedet.sparsity import Measurement, Sparsifier, measure, profile_model, reestimate_batch_norm
 
-METRICS_FILE = "metrics.jsonl"
 LAYERS_FILE = "layers.json"
 PERMUTATION_FILE = "permutation.json"
 
@@ -65,25 +67,33 @@ class LevelRunner:
         self.initial_weights = origin[0]
         for line in origin:
             self.console.say(f"{job.name}: initial weights: {line}")
-        if self.recipe.sparsity is not None and self.recipe.initial_checkpoint is None:
-            self.console.warn(
-                "pruning starts without a trained detector; set initial_checkpoint to start from a dense one"
-            )
-        self._warn_of_zeros()
+        warn_of_start(job, self.model)
         num_images = len(splits.train)
-        self._check_steps(self.recipe.training.total_steps(num_images))
+        check_steps(self.recipe, self.recipe.training.total_steps(num_images))
         self.allocated_sparsity: float | None = None
+        self.model.to(self.device)
+        chosen = choose_parameters_(self.recipe, self.model, self._inputs)
+        for line in chosen.lines:
+            self.console.say(f"{job.name}: {line}")
         self.sparsifier = self._sparsifier()
         callback = None
         if self.sparsifier is not None and not self.recipe.dense_control:
             callback = SparsityCallback(self.sparsifier, self._on_pruned)
-        self.trainer = Trainer(self.model, self.recipe.training, num_images, self.device, self.recipe.seed, callback)
+        self.trainer = Trainer(
+            self.model,
+            self.recipe.training,
+            num_images,
+            self.device,
+            self.recipe.seed,
+            callback,
+            lr_factors=chosen.lr_factors,
+        )
         self.levels = self._levels()
         self.standing = Standing(0, self.levels[0].first_step)
         self.progress = ProgressFiles(self.folder, self.recipe.training.checkpoints)
-        self.metrics_file = MetricsFile(self.folder / METRICS_FILE, self.recipe.training.log_every)
+        self.watch = Watch(self.recipe, self.folder, job.name, self.console)
         self._began = time.perf_counter()
-        self._say_learning_rate()
+        say_learning_rate(job, min(level.num_steps for level in self.levels), self.trainer.steps_per_epoch)
         if callback is not None:
             callback.sparsifier.attach(self.trainer.optimizer)
         self.callback = callback
@@ -94,28 +104,11 @@ class LevelRunner:
 
     # --- preparation ---------------------------------------------------------------------------------------
 
-    def _check_steps(self, total_steps: int) -> None:
-        expected = self.recipe.expected_steps
-        if expected is not None and expected != total_steps:
-            raise ConfigError(
-                f"expected_steps: expected {expected} steps, got {total_steps} from training.steps or epochs. "
-                "Make them equal."
-            )
-
-    def _warn_of_zeros(self) -> None:
-        zeros = measure(self.model).measured_sparsity
-        if zeros >= 0.2 and (self.recipe.sparsity is None or not self.recipe.sparsity.keep_zeros):
-            self.console.warn(
-                f"{zeros:.0%} of the initial weights are zero, and training fills them; sparsity.keep_zeros keeps them"
-            )
-
     def _sparsifier(self) -> Sparsifier | None:
         if self.recipe.sparsity is None:
             return None
         calibration = calibration_of(self.recipe, self.splits, self.model.stride, self.device)
-        sparsifier = Sparsifier(
-            self.model.to(self.device), self.recipe.sparsity, self._inputs(), self.model.run_all, calibration
-        )
+        sparsifier = Sparsifier(self.model, self.recipe.sparsity, self._inputs(), self.model.run_all, calibration)
         if self.recipe.write_analysis and is_first():
             analysis.write(self.folder / "analysis", analysis.table(sparsifier))
         for row in sparsifier.selection:
@@ -131,20 +124,6 @@ class LevelRunner:
             return (Level(0, 0),) * len(self.names)
         return split_levels(self.recipe.sparsity, self.trainer.total_steps)
 
-    def _say_learning_rate(self) -> None:
-        training, shortest = self.recipe.training, min(level.num_steps for level in self.levels)
-        if training.lr_batch_size is not None:
-            self.console.say(
-                f"{self.job.name}: learning rate {training.optimizer.lr * training.lr_scale:g} = "
-                f"{training.optimizer.lr / training.lr_batch_size:g} x {training.batch_size} images"
-            )
-        num_warmup = training.lr_schedule.num_warmup_steps(shortest, self.trainer.steps_per_epoch)
-        if num_warmup > shortest > 0:
-            self.console.warn(
-                f"the warm-up ({num_warmup} steps) is longer than a level ({shortest} steps), which therefore ends "
-                "before the learning rate has reached its peak"
-            )
-
     # --- running -------------------------------------------------------------------------------------------
 
     def run(self, finished: tuple[Record, ...]) -> None:
@@ -153,21 +132,26 @@ class LevelRunner:
         Raises:
             Stopped: SIGTERM or Ctrl-C asked for it; the state is saved.
         """
-        path = from_first(lambda: self._newest_good(finished))
+        path = from_first(lambda: newest_good(self._checkpoints(len(finished)), self.console.warn))
         if path is None:
             self._permute()
-            if is_first():
-                self.metrics_file.drop_from(0)
         else:
             self._restore(path)
-        for index in range(self.standing.level, len(self.names)):
-            if index > self.standing.level:
-                self.standing = Standing(index, self.levels[index].first_step)
-            self._run_level(index)
+        from_first(lambda: self.watch.begin(self.standing.step))
+        try:
+            for index in range(self.standing.level, len(self.names)):
+                if index > self.standing.level:
+                    self.standing = Standing(index, self.levels[index].first_step)
+                self._run_level(index)
+        except TrainingError as error:
+            raise TrainingError(f"{error} {way_on(self._checkpoints(self.standing.level))}") from error
+        finally:
+            self.watch.end()
 
-    def _newest_good(self, finished: tuple[Record, ...]) -> Path | None:
-        levels = [self.folder / record.folder / CHECKPOINT_FILE for record in reversed(finished)]
-        return newest_good([*self.progress.newest_first(len(finished)), *levels], self.console.warn)
+    def _checkpoints(self, num_finished: int) -> list[Path]:
+        """Return the checkpoints from which the run could go on after so many finished levels, newest first."""
+        levels = [self.folder / name / CHECKPOINT_FILE for name in reversed(self.names[:num_finished])]
+        return [*self.progress.newest_first(num_finished), *levels]
 
     def _permute(self) -> None:
         """Reorder the channels, if the pattern asks for it, of the average of the weights as well."""
@@ -191,8 +175,6 @@ class LevelRunner:
             self.callback.sparsifier.load_state_dict(content["sparsifier"])
         self.trainer.evaluated_model.load_state_dict(content["model"])
         self.trainer.load_state_dict(content["trainer"])
-        if is_first():
-            self.metrics_file.drop_from(content["step"])
         if "progress" in content:
             self.standing = Standing(**content["progress"])
             where = f"step {self.standing.step} in {self.names[self.standing.level]}"
@@ -208,6 +190,7 @@ class LevelRunner:
     def _run_level(self, index: int) -> None:
         self._began = time.perf_counter() - self.standing.seconds
         loss = self._train(index, self.levels[index])
+        self.trainer.check_state(self.levels[index].last_step)
         if self.callback is not None:
             self.callback.before_evaluate(self.trainer.evaluated_model)
         results, metrics = self._evaluate()
@@ -246,7 +229,7 @@ class LevelRunner:
         def report(step: StepReport) -> None:
             show(step, self.allocated_sparsity or 0.0)
             if is_first():
-                self.metrics_file.write(step)
+                self.watch.step(step, self.standing.level, self.allocated_sparsity)
             self.standing.step = step.step + 1
             is_due, stops = any_process(
                 is_first() and self.progress.is_due(self.standing.step), self.job.stop.number is not None
@@ -260,13 +243,14 @@ class LevelRunner:
 
     def _save_progress(self) -> bool:
         """Save the state inside a level; tell whether there was room. Without, training goes on."""
+        self.trainer.check_state(self.standing.step)
         standing = replace(self.standing, seconds=time.perf_counter() - self._began)
         content = self._content(standing.level, standing.step, {})
         content |= {"progress": asdict(standing), "data_hash": self.splits.hash}
         if not is_first():
             return True
         try:
-            self.metrics_file.sync()
+            self.watch.sync()
             self.progress.save(standing.level, standing.step, content)
         except StorageError as error:
             self.console.warn(f"no checkpoint at step {standing.step}: {error}")
@@ -363,6 +347,7 @@ class LevelRunner:
         append_record(self.folder / RECORDS_FILE, record)
         self.progress.clear()
         self.console.record(record)
+        self.watch.level(record, self.levels[index].last_step)
 
     def _record(
         self,

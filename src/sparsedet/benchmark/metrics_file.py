@@ -9,6 +9,15 @@ from sparsedet.common.errors import StorageError
 from sparsedet.common.files import write_text
 from sparsedet.detection.trainer import StepReport
 
+TIME_KEYS = (
+    "images_per_second",
+    "data_wait_share",
+    "peak_memory_bytes",
+    "seconds_left_in_level",
+    "seconds_left",
+)
+"""What depends on the machine, in a line; all else has the same bits however often a run was interrupted."""
+
 
 class MetricsFile:
     """Appends a line every so many steps; the last step of a run has one too.
@@ -22,21 +31,32 @@ class MetricsFile:
         self.path = path
         self.every = every
 
-    def write(self, step: StepReport) -> None:
-        """Write the line of a step, if it has one.
+    def write(self, step: StepReport, level: int, sparsity: float | None) -> dict[str, Any] | None:
+        """Write and return the line of a step, if it has one.
+
+        Args:
+            step: what it was.
+            level: index of its level.
+            sparsity: share of all conv/linear weights that the masks prune; None without masks.
 
         Raises:
             StorageError: the file cannot be written.
         """
         if (step.step + 1) % self.every and step.step + 1 < step.total_steps:
-            return
+            return None
         line: dict[str, Any] = {
             "step": step.step,
+            "level": level,
             "loss": step.loss,
             **step.terms,
             "lr": step.lr,
             "gradient_norm": step.gradient_norm,
+            "sparsity": sparsity,
             "images_per_second": round(step.images_per_second, 2),
+            "data_wait_share": round(step.data_wait_share, 3),
+            "peak_memory_bytes": step.peak_memory_bytes,
+            "seconds_left_in_level": round(step.seconds_left_in_level),
+            "seconds_left": round(step.seconds_left),
         }
         try:
             with self.path.open("a") as stream:
@@ -46,6 +66,7 @@ class MetricsFile:
                 f"{self.path}: expected to append metrics, got '{error.strerror or error}'. "
                 "Free some disk space or choose another folder with --output."
             ) from error
+        return line
 
     def sync(self) -> None:
         """Bring what was written to the disk, before a checkpoint of a later step gets there."""

@@ -97,3 +97,16 @@ def newest_good(paths: list[Path], warn: Callable[[str], None]) -> Path | None:
             continue
         return path
     return None
+
+
+def way_on(paths: list[Path]) -> str:
+    """Say what can be done after numbers that are not finite; `paths` are the checkpoints, newest first.
+
+    They are good in that no checkpoint holds such numbers.
+    """
+    if not paths:
+        return "There is no checkpoint yet: with a changed recipe the same command starts anew."
+    return (
+        f"The last good checkpoint is {paths[0]}. The same command goes on from it, most likely to the same end. A "
+        f"changed recipe can start from its weights in another folder: --output NEW --set initial_checkpoint={paths[0]}"
+    )

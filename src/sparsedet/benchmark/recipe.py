@@ -17,7 +17,7 @@ from sparsedet.common.files import hash_json
 from sparsedet.detection.data.config import DataConfig
 from sparsedet.detection.models import DetectorConfig
 from sparsedet.detection.optimization import TrainingConfig
-from sparsedet.sparsity import SparsityConfig
+from sparsedet.sparsity import SparsityConfig, check_selector
 
 PATH_KEYS = (
     "data.root",
@@ -27,8 +27,8 @@ PATH_KEYS = (
     "sparsity.limits",
     "sparsity.allocation.curves",
 )
-PLACE_KEYS = ("data.root", "data.cache", "initial_checkpoint", "training.checkpoints")
-"""Keys that change no result: where things are, and how often a run is saved."""
+PLACE_KEYS = ("data.root", "data.cache", "initial_checkpoint", "training.checkpoints", "training.trackers")
+"""Keys that change no result: where things are, how often a run is saved, and who watches it."""
 
 
 class EvaluationConfig(ConfigModel):
@@ -100,6 +100,12 @@ class Recipe(ConfigModel):
                 f"published_ap: expected {num_levels} values, one for each level, got {len(self.published_ap)}. "
                 "Correct the list."
             )
+        for key, selectors in (("freeze", self.training.freeze), ("lr_multipliers", self.training.lr_multipliers)):
+            for selector in selectors:
+                try:
+                    check_selector(selector)
+                except ConfigError as error:
+                    raise ValueError(f"training.{key}: {error}") from error
         for key in self.assumed:
             check_key(dump(self), key)
         return self

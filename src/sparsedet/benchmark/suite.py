@@ -13,6 +13,7 @@ from pydantic import Field, model_validator
 from sparsedet.benchmark.console import Console
 from sparsedet.benchmark.experiment import check_recipe, last_checkpoint, run_experiment
 from sparsedet.benchmark.job import Job
+from sparsedet.benchmark.log_file import LOG_FILE
 from sparsedet.benchmark.recipe import LoadedRecipe, finish_recipe
 from sparsedet.benchmark.upstream.file import read_config
 from sparsedet.common.config import ConfigModel, dump, validate
@@ -119,6 +120,8 @@ def run_suite(suite: Suite, folder: Path, device_name: str, console: Console) ->
     with ExitStack() as stack:
         stop = stack.enter_context(StopRequests(console.say))
         from_first(lambda: _open(suite, folder, stack))
+        if is_first():
+            stack.enter_context(console.logging(folder / LOG_FILE))
         console.records_header()
         try:
             return _run(suite, folder, device, console, stop)

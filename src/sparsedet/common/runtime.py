@@ -4,6 +4,7 @@ import os
 import platform
 import random
 import shutil
+import sys
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -65,6 +66,18 @@ def environment(device: torch.device) -> dict[str, Any]:
         "num_processes": num_processes(),
         "flush_denormal": device.type == "cpu",
     }
+
+
+def peak_memory_bytes(device: torch.device) -> int | None:
+    """Return the most memory that tensors on a GPU, or else this process, have held so far; None on Windows."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    try:
+        import resource
+    except ImportError:
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def writable_folder(path: Path, need_bytes: int = 0) -> Path:

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from sparsedet.common.modes import in_eval_mode
 from sparsedet.detection.data.loader import Batch
 from sparsedet.detection.models import Detector
 from sparsedet.detection.trainer import AUTOCAST_DTYPES
@@ -18,7 +19,7 @@ def detect(
     device: torch.device,
     precision: str = "fp32",
 ) -> list[dict[str, Any]]:
-    """Run `model` in eval mode over `batches` and return COCO results by image id; its train mode is restored.
+    """Run `model` in eval mode over `batches` and return COCO results by image id; its modes are restored.
 
     Args:
         model: detector, on `device`.
@@ -27,17 +28,13 @@ def detect(
         device: where the model is.
         precision: number format of the forward pass: fp32, bf16 or fp16.
     """
-    was_training = model.training
-    model.eval()
     dtype = AUTOCAST_DTYPES.get(precision)
     results: list[dict[str, Any]] = []
-    try:
+    with in_eval_mode(model):
         for batch in batches:
             with torch.autocast(device.type, dtype, enabled=dtype is not None):
                 outputs = model(batch.images.to(device, memory_format=torch.channels_last))
             found = model.detect(outputs, [target.image_size for target in batch.targets])
             results.extend(batch.to_coco_results(found, category_ids))
-    finally:
-        model.train(was_training)
     results.sort(key=lambda result: int(result["image_id"]))  # however the images were batched
     return results

@@ -1,13 +1,12 @@
 """How a detector is trained: length, batches, optimizer, learning rate, average of the weights, precision."""
 
 import math
-from collections.abc import Iterable
 from typing import Annotated, Literal, Self
 
 import torch
 from pydantic import Field, model_validator
-from torch.nn import Parameter
 from torch.optim import Optimizer
+from torch.optim.optimizer import ParamsT
 
 from sparsedet.common.config import ConfigModel
 from sparsedet.common.errors import ConfigError
@@ -29,8 +28,8 @@ class AdamW(ConfigModel):
     weight_decay: float = Field(default=1e-4, ge=0)
     betas: tuple[float, float] = (0.9, 0.999)
 
-    def build(self, parameters: Iterable[Parameter]) -> Optimizer:
-        """Return torch's AdamW over `parameters`."""
+    def build(self, parameters: ParamsT) -> Optimizer:
+        """Return torch's AdamW over `parameters`, or groups of them."""
         return torch.optim.AdamW(
             parameters,
             lr=self.lr,
@@ -56,8 +55,8 @@ class SGD(ConfigModel):
     weight_decay: float = Field(default=1e-4, ge=0)
     nesterov: bool = False
 
-    def build(self, parameters: Iterable[Parameter]) -> Optimizer:
-        """Return torch's SGD over `parameters`."""
+    def build(self, parameters: ParamsT) -> Optimizer:
+        """Return torch's SGD over `parameters`, or groups of them."""
         return torch.optim.SGD(
             parameters,
             lr=self.lr,
@@ -67,6 +66,11 @@ class SGD(ConfigModel):
             fused=True,  # twice as fast on the CPU
         )
 
+
+Tracker = Literal[
+    "aim", "clearml", "comet_ml", "dvclive", "mlflow", "swanlab", "tensorboard", "trackio", "wandb"
+]  # fmt: skip
+"""Names of Accelerate's trackers."""
 
 OPTIMIZERS = {"adamw": AdamW, "sgd": SGD}
 
@@ -100,12 +104,17 @@ class TrainingConfig(ConfigModel):
         optimizer: optimizer with its learning rate.
         lr_batch_size: images the optimizer's rate is meant for; the peak rate is that rate times `batch_size` over it.
             null: the peak rate is the optimizer's.
+        freeze: patterns, as in ``sparsity.targets``, of parameters that are not trained; a norm all of whose parameters
+            are frozen keeps its running statistics, too.
+        lr_multipliers: factor on the learning rate of the parameters that a pattern matches; where several match, the
+            product of theirs.
         lr_schedule: learning rate of each step; starts again at each sparsity level.
         ema: average of the weights that is evaluated and saved in their place; null for none.
         precision: number format of the forward pass; losses and box decoding stay in fp32.
         max_gradient_norm: norm to which the gradient of all weights is clipped, null for no clipping.
         num_workers: processes that load images, 0 for none.
         log_every: steps between two lines of metrics.jsonl.
+        trackers: where else the metrics go: TensorBoard and other trackers, through Accelerate.
         checkpoints: how often the state is saved inside a level.
     """
 
@@ -115,12 +124,15 @@ class TrainingConfig(ConfigModel):
     forward_batch_size: int | None = Field(default=None, ge=1)
     optimizer: OptimizerConfig = AdamW()
     lr_batch_size: int | None = Field(default=None, ge=1)
+    freeze: tuple[str, ...] = ()
+    lr_multipliers: dict[str, Annotated[float, Field(gt=0)]] = Field(default_factory=dict)
     lr_schedule: LrScheduleConfig = Cosine()
     ema: EmaConfig | None = None
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     max_gradient_norm: float | None = Field(default=10.0, gt=0)
     num_workers: int = Field(default=0, ge=0)
     log_every: int = Field(default=20, ge=1)
+    trackers: tuple[Tracker, ...] = ()
     checkpoints: CheckpointsConfig = CheckpointsConfig()
 
     @model_validator(mode="after")

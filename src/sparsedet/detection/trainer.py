@@ -3,28 +3,27 @@
 import time
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from sparsedet.common.errors import ConfigError, SparseDetError
+from sparsedet.common.errors import ConfigError
 from sparsedet.common.processes import broadcast_, mean_over_processes, num_processes, rank
-from sparsedet.common.runtime import mix
+from sparsedet.common.runtime import mix, peak_memory_bytes
 from sparsedet.detection.data.loader import Batch
 from sparsedet.detection.ema import WeightAverage
+from sparsedet.detection.guard import Guard
 from sparsedet.detection.models import Detector
 from sparsedet.detection.optimization import TrainingConfig
+from sparsedet.detection.parameters import by_factor, train_
 
 AUTOCAST_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
-
-
-class TrainingError(SparseDetError):
-    """Training cannot go on, for example because the loss is not finite."""
 
 
 class Callback(Protocol):
@@ -47,9 +46,13 @@ class StepReport:
         loss: total loss.
         terms: its parts by name; like the loss, means over the forward passes of the step.
         lr: learning rate of the step.
-        gradient_norm: norm of the gradient before clipping, None where nothing is clipped.
+        gradient_norm: norm of the gradient before clipping; None where it is not finite and the loss scaler therefore
+            skipped the step.
         batch_size: images per step.
-        images_per_second: mean over the last steps, loading included.
+        last_step: the step behind the last of the level.
+        images_per_second: mean over the last steps, loading included; pruning, evaluations and checkpoints are not.
+        data_wait_share: share of that time in which the loop waited for images.
+        peak_memory_bytes: of the GPU or, on the CPU, of the process; None where it is not known.
     """
 
     step: int
@@ -59,7 +62,20 @@ class StepReport:
     lr: float
     gradient_norm: float | None
     batch_size: int
+    last_step: int
     images_per_second: float
+    data_wait_share: float
+    peak_memory_bytes: int | None
+
+    @property
+    def seconds_left(self) -> float:
+        """Time that the steps of the run still take at that rate; what lies between the steps comes on top."""
+        return (self.total_steps - self.step - 1) * self.batch_size / self.images_per_second
+
+    @property
+    def seconds_left_in_level(self) -> float:
+        """Likewise for those of the level."""
+        return (self.last_step - self.step - 1) * self.batch_size / self.images_per_second
 
 
 @dataclass(frozen=True)
@@ -107,6 +123,7 @@ class Trainer:
         seed: of what losses draw at random, such as samples of anchors.
         callback: acts before each step and before the weights are read.
         report: called with the `StepReport` of each step.
+        lr_factors: factor on the learning rate of parameters by their names; of all others it is 1.
 
     Attributes:
         total_steps: steps of the whole run.
@@ -125,6 +142,7 @@ class Trainer:
         seed: int = 0,
         callback: Callback | None = None,
         report: Callable[[StepReport], None] = lambda _: None,
+        lr_factors: Mapping[str, float] = MappingProxyType({}),
     ) -> None:
         if config.precision == "fp16" and device.type == "cpu":
             raise ConfigError(
@@ -140,8 +158,11 @@ class Trainer:
         self.seed = seed
         self.callback = callback
         self.report = report
-        self.optimizer = config.optimizer.build(p for p in model.parameters() if p.requires_grad)
+        groups = by_factor(model, lr_factors)
+        self._group_factors = tuple(groups)
+        self.optimizer = config.optimizer.build([{"params": parameters} for parameters in groups.values()])
         self.scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "fp16")
+        self.guard = Guard(self.model, self.scaler.is_enabled())
         self.images_per_pass, self.passes_per_step = config.shared(num_processes())
         self._losses: nn.Module = _Losses(self.model, device.type, AUTOCAST_DTYPES.get(config.precision))
         if num_processes() > 1:
@@ -168,45 +189,61 @@ class Trainer:
             first_step: where to go on inside the level; None: from its beginning.
 
         Raises:
-            TrainingError: the loss is not finite; the message names step, rate, terms and images.
+            TrainingError: loss or gradient is not finite; the message names step, rate, terms and images.
         """
-        self.model.train()
-        batches = iter(batches)
+        train_(self.model)
         if first_step is None:
             self.recent_losses.clear()
-        times: deque[float] = deque([time.perf_counter()], maxlen=21)
+        clock = _Clock(batches)
         for step in range(level.first_step if first_step is None else first_step, level.last_step):
             lr = self.lr(step, level)
-            terms, norm = self._step(step, batches, lr)
+            if self.callback is not None:
+                self.callback.before_step(step, self.total_steps)
+            with clock.step():
+                terms, norm = self._step(step, clock.next_batch, lr)
             loss = sum(terms.values())
             self.recent_losses.append(loss)
-            times.append(time.perf_counter())
-            rate = self.config.batch_size * (len(times) - 1) / (times[-1] - times[0])
-            self.report(StepReport(step, self.total_steps, loss, terms, lr, norm, self.config.batch_size, rate))
+            self.report(
+                StepReport(
+                    step,
+                    self.total_steps,
+                    loss,
+                    terms,
+                    lr,
+                    norm,
+                    self.config.batch_size,
+                    level.last_step,
+                    self.config.batch_size * clock.rate,
+                    clock.wait_share,
+                    peak_memory_bytes(self.device),
+                )
+            )
         return sum(self.recent_losses) / len(self.recent_losses) if self.recent_losses else None
 
     def lr(self, step: int, level: Level) -> float:
         """Return the learning rate of a step of `level`."""
         return level.lr(step, self.config, self.steps_per_epoch)
 
-    def _step(self, step: int, batches: Iterator[Batch], lr: float) -> tuple[dict[str, float], float | None]:
-        if self.callback is not None:
-            self.callback.before_step(step, self.total_steps)
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
+    def _step(self, step: int, next_batch: Callable[[], Batch], lr: float) -> tuple[dict[str, float], float | None]:
+        for group, factor in zip(self.optimizer.param_groups, self._group_factors, strict=True):
+            group["lr"] = lr * factor
         self.optimizer.zero_grad(set_to_none=True)
-        passes = [
-            self._pass(step, number, next(batches), lr)
-            for number in range(rank(), self.passes_per_step, num_processes())
-        ]
-        norm = self._clip()
+        passes: list[dict[str, float]] = []
+        image_ids: list[int] = []
+        for number in range(rank(), self.passes_per_step, num_processes()):
+            batch = next_batch()
+            image_ids += batch.image_ids
+            passes.append(self._pass(step, number, batch, lr))
+        norm = self._gradient_norm()
+        context = f"with the loss {passes[-1]} {_where(step, lr, image_ids)}"
+        is_finite = self.guard.check_gradient(norm, context)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self._share_statistics()
         if self.average is not None:
             self.average.update(self.model)
         means = [sum(terms[name] for terms in passes) / len(passes) for name in passes[0]]
-        return dict(zip(passes[0], mean_over_processes(means), strict=True)), norm
+        return dict(zip(passes[0], mean_over_processes(means), strict=True)), norm if is_finite else None
 
     def _pass(self, step: int, number: int, batch: Batch, lr: float) -> dict[str, float]:
         """Add the gradient of a forward pass, as a share of the step's, to the parameters; return the loss terms.
@@ -222,11 +259,7 @@ class Trainer:
         losses: dict[str, Tensor] = self._losses(batch.to(self.device))
         values = torch.stack([loss.detach() for loss in losses.values()]).tolist()
         terms = dict(zip(losses, values, strict=True))
-        if not all(abs(value) < float("inf") for value in values):
-            raise TrainingError(
-                f"training: expected a finite loss, got {terms} at step {step} with learning rate {lr:.3g} on the "
-                f"images {list(batch.image_ids)}. Lower the learning rate, use precision fp32, or look at these images."
-            )
+        self.guard.check_loss(terms, _where(step, lr, batch.image_ids))
         loss = torch.stack(list(losses.values())).sum() / (self.passes_per_step // num_processes())
         self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]  # torch's own
         return terms
@@ -237,11 +270,17 @@ class Trainer:
             norms = [norm for norm in self.model.modules() if isinstance(norm, _BatchNorm) and norm.training]
             broadcast_([buffer for norm in norms for buffer in norm.buffers(recurse=False) if buffer.ndim == 1])
 
-    def _clip(self) -> float | None:
-        if self.config.max_gradient_norm is None:
-            return None
+    def _gradient_norm(self) -> float:
+        """Return the norm of the whole gradient, which is clipped afterwards where the configuration asks for it."""
         self.scaler.unscale_(self.optimizer)
-        return float(nn.utils.clip_grad_norm_(self.model.parameters(), self.config.max_gradient_norm))
+        norm = nn.utils.get_total_norm([one.grad for one in self.model.parameters() if one.grad is not None])
+        if self.config.max_gradient_norm is not None:
+            nn.utils.clip_grads_with_norm_(self.model.parameters(), self.config.max_gradient_norm, norm)
+        return float(norm)
+
+    def check_state(self, step: int) -> None:
+        """Raise TrainingError where weights, statistics or their average are not finite before `step`."""
+        self.guard.check_state(step, *dict.fromkeys((self.model, self.evaluated_model)))
 
     def state_dict(self) -> dict[str, Any]:
         """Return what is needed, beside the weights of `evaluated_model`, to go on (tensors and plain data)."""
@@ -262,6 +301,47 @@ class Trainer:
         if self.average is not None:
             self.model.load_state_dict(state["model"])
             self.average.num_updates = state["num_updates"]
+
+
+def _where(step: int, lr: float, image_ids: Iterable[int]) -> str:
+    return f"at step {step} with learning rate {lr:.3g} on the images {list(image_ids)}"
+
+
+class _Clock:
+    """Time of the last steps, at most 20, and how much of it was spent in waiting for batches.
+
+    Args:
+        batches: what is waited for.
+    """
+
+    def __init__(self, batches: Iterable[Batch]) -> None:
+        self._batches = iter(batches)
+        self._times: deque[tuple[float, float]] = deque(maxlen=20)
+        self._waited = 0.0
+
+    @contextmanager
+    def step(self) -> Iterator[None]:
+        """Take the time of what is done inside."""
+        self._waited, began = 0.0, time.perf_counter()
+        yield
+        self._times.append((time.perf_counter() - began, self._waited))
+
+    def next_batch(self) -> Batch:
+        """Return the next batch and take the time until it is there."""
+        began = time.perf_counter()
+        batch = next(self._batches)
+        self._waited += time.perf_counter() - began
+        return batch
+
+    @property
+    def rate(self) -> float:
+        """Steps in a second."""
+        return len(self._times) / max(sum(seconds for seconds, _ in self._times), 1e-9)
+
+    @property
+    def wait_share(self) -> float:
+        """Share of the time that was spent in waiting."""
+        return sum(waited for _, waited in self._times) / max(sum(seconds for seconds, _ in self._times), 1e-9)
 
 
 class _Losses(nn.Module):

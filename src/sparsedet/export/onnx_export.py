@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 from sparsedet.common.errors import ConfigError
+from sparsedet.common.modes import in_eval_mode
 from sparsedet.export.onnx_file import check_size, require_onnx, write_onnx
 from sparsedet.export.onnx_fold import fold_batch_norms
-from sparsedet.sparsity.undisturbed import in_eval_mode
 from sparsedet.sparsity.weights import unwrap
 
 OPSET = 18

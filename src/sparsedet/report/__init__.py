@@ -48,7 +48,8 @@ def write_report(run_dir: Path) -> list[Path]:
     """Write the report in every format, the plots and the sample strips; return what was written.
 
     Into the run folder go `report.html`, `table.rst`, `table.md`, `table.csv`, and the plots `ap_vs_sparsity`
-    and `ap_vs_macs` as PNG and SVG; into each experiment's folder `layers.png` and `strip-<image id>.jpg`.
+    and `ap_vs_macs` as PNG and SVG; into each experiment's folder `training.png`, `layers.png` and
+    `strip-<image id>.jpg`.
 
     Raises:
         ConfigError: it is not a run folder, or a file in it is damaged.

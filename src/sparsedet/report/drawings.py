@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from sparsedet.report.curves import training_curves
 from sparsedet.report.pictures import experiments_with_strips, sample_strips, to_jpeg
 from sparsedet.report.plots import ap_against_macs, ap_against_sparsity, layer_sparsity, to_png, to_svg
 from sparsedet.report.run import Run
@@ -19,6 +20,9 @@ def draw_files(run: Run) -> dict[Path, bytes]:
         files[run.folder / f"{name}.png"] = to_png(figure)
         files[run.folder / f"{name}.svg"] = to_svg(figure)
     for experiment in run.experiments:
+        curves = training_curves(experiment)
+        if curves is not None:
+            files[experiment.folder / "training.png"] = to_png(curves)
         heat_map = layer_sparsity(experiment)
         if heat_map is not None:
             files[experiment.folder / "layers.png"] = to_png(heat_map)

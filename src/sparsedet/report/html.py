@@ -5,6 +5,7 @@ from importlib import resources
 
 import jinja2
 
+from sparsedet.report.curves import training_curves
 from sparsedet.report.pictures import MIN_SCORE, experiments_with_strips, sample_strips, to_jpeg
 from sparsedet.report.plots import ap_against_macs, ap_against_sparsity, layer_sparsity, to_svg
 from sparsedet.report.run import Run
@@ -22,6 +23,7 @@ def to_html(run: Run) -> str:
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     template = resources.files("sparsedet.report").joinpath("template.html").read_text(encoding="utf-8")
+    curves = {experiment.name: training_curves(experiment) for experiment in run.experiments}
     heat_maps = {experiment.name: layer_sparsity(experiment) for experiment in run.experiments}
     return environment.from_string(template).render(
         title=run.title,
@@ -34,6 +36,7 @@ def to_html(run: Run) -> str:
             "AP against sparsity": _svg_uri(to_svg(ap_against_sparsity(run))),
             "AP against MACs kept": _svg_uri(to_svg(ap_against_macs(run))),
         },
+        curves={name: _svg_uri(to_svg(figure)) for name, figure in curves.items() if figure is not None},
         layers={name: _svg_uri(to_svg(figure)) for name, figure in heat_maps.items() if figure is not None},
         strips={
             experiment.name: {

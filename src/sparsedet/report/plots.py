@@ -50,7 +50,7 @@ def layer_sparsity(experiment: Experiment) -> Figure | None:
     if not any(columns.values()):
         return None
     values = {level: {name: 100 * share for name, share in column.items()} for level, column in columns.items()}
-    return _heat_map(values, _plain(experiment.name), "level", "zeros in the layer (%)", 100, "{:.0f}")
+    return _heat_map(values, plain(experiment.name), "level", "zeros in the layer (%)", 100, "{:.0f}")
 
 
 def layer_losses(curves: Mapping[str, Sequence[tuple[float, float]]], dense: float, title: str) -> Figure:
@@ -69,9 +69,7 @@ def layer_losses(curves: Mapping[str, Sequence[tuple[float, float]]], dense: flo
         for sparsity in sparsities
     }
     largest = max((loss for column in columns.values() for loss in column.values()), default=0.0)
-    return _heat_map(
-        columns, _plain(title), "sparsity of the layer alone", "loss (points)", max(largest, 1.0), "{:.1f}"
-    )
+    return _heat_map(columns, plain(title), "sparsity of the layer alone", "loss (points)", max(largest, 1.0), "{:.1f}")
 
 
 def _heat_map(
@@ -89,7 +87,7 @@ def _heat_map(
             text = "" if value != value else spec.format(value)
             axes.text(column + 0.5, row + 0.5, text, ha="center", va="center", fontsize=7, color=colour)
     axes.set_xticks([column + 0.5 for column in range(len(columns))], list(columns))
-    axes.set_yticks([row + 0.5 for row in range(len(layers))], [_plain(layer) for layer in layers], fontsize=7)
+    axes.set_yticks([row + 0.5 for row in range(len(layers))], [plain(layer) for layer in layers], fontsize=7)
     axes.tick_params(length=0)
     axes.invert_yaxis()
     axes.set_xlabel(xlabel)
@@ -128,7 +126,7 @@ def _ap_figure(run: Run, label: str, value: Callable[[Record], float]) -> Figure
             marker="*" if experiment.records[0].is_n_m else MARKERS[index % len(MARKERS)],
             markersize=11 if experiment.records[0].is_n_m else 5,
             linestyle="none" if experiment.records[0].is_n_m else "-",
-            label=_plain(experiment.name),
+            label=plain(experiment.name),
         )
     _dense_lines(run, axes)
     axes.set_xlabel(label)
@@ -150,7 +148,7 @@ def _dense_lines(run: Run, axes: Axes) -> None:
                 color="0.35",
                 linewidth=1.2,
                 linestyle=DASHES[index % len(DASHES)],
-                label=f"{_plain(experiment.name)} ({100 * ap:.1f})",
+                label=f"{plain(experiment.name)} ({100 * ap:.1f})",
             )
 
 
@@ -158,6 +156,6 @@ def _layer_sparsities(rows: Any) -> dict[str, float]:
     return {str(row["name"]): float(row["sparsity"]) for row in rows}
 
 
-def _plain(text: str) -> str:
-    """Keep matplotlib from reading dollar signs as mathematics."""
+def plain(text: str) -> str:
+    """Return `text` so that matplotlib does not read dollar signs as mathematics."""
     return text.replace("$", r"\$")

@@ -21,13 +21,15 @@ from sparsedet.sparsity.criteria import CRITERIA, Activation, Criterion, Gradien
 from sparsedet.sparsity.followers import DeadChannels
 from sparsedet.sparsity.limits import Limit
 from sparsedet.sparsity.measure import LayerMeasurement, Measurement, measure
+from sparsedet.sparsity.parameters import match_parameters
 from sparsedet.sparsity.patterns import NM, NM2D, PATTERNS, Block, Channel, Pattern, Unstructured, check_n_m
 from sparsedet.sparsity.permutation import PermutationReport, PermutedGroup, permute_channels
+from sparsedet.sparsity.predictions import find_predictions
 from sparsedet.sparsity.profile import Profile, profile_model
 from sparsedet.sparsity.schedules import SCHEDULES, Cubic, Dynamic, LevelWise, OneShot, Schedule
 from sparsedet.sparsity.sensitivity import measure_sensitivity
 from sparsedet.sparsity.sparsifier import Sparsifier
-from sparsedet.sparsity.targets import Selected, Targets
+from sparsedet.sparsity.targets import PREDICTION, Selected, Targets, check_selector
 
 __all__ = [
     "ALLOCATIONS",
@@ -35,6 +37,7 @@ __all__ = [
     "NM",
     "NM2D",
     "PATTERNS",
+    "PREDICTION",
     "SCHEDULES",
     "Activation",
     "Allocation",
@@ -72,6 +75,9 @@ __all__ = [
     "Uniform",
     "Unstructured",
     "check_n_m",
+    "check_selector",
+    "find_predictions",
+    "match_parameters",
     "measure",
     "measure_sensitivity",
     "permute_channels",

@@ -48,7 +48,12 @@ PREDICTION = "preset:prediction"
 """The one pattern that needs a forward pass, see `sparsedet.sparsity.predictions.find_predictions`."""
 
 
-def _check_selector(selector: str) -> str:
+def check_selector(selector: str) -> str:
+    """Return `selector` if it is a pattern that names weights (see the module).
+
+    Raises:
+        ConfigError: the preset is unknown, or the regular expression is wrong.
+    """
     preset = selector.removeprefix("preset:")
     if selector.startswith("preset:") and preset not in PRESETS:
         known = sorted(PRESETS)
@@ -64,7 +69,7 @@ def _check_selector(selector: str) -> str:
     return selector
 
 
-Selector = Annotated[str, AfterValidator(_check_selector)]
+Selector = Annotated[str, AfterValidator(check_selector)]
 """A pattern that names weights (see the module)."""
 
 
@@ -192,21 +197,32 @@ def match(
     Raises:
         TargetMatchError: a pattern matches nothing, or a preset cannot be told.
     """
-    found = {}
-    for index, selector in enumerate(selectors):
-        if selector == PREDICTION and predictions is None:
-            raise TargetMatchError(
-                f"{path}[{index}]: expected example inputs, which '{PREDICTION}' needs, got none. Write for example "
-                "sparsity.input_shape: [1, 3, 800, 1333], pass example_inputs, or name the layers."
-            )
-        if selector.startswith("preset:"):
-            names = _preset(f"{path}[{index}]", selector, weights, predictions or ())
-        else:
-            names = frozenset(weight.name for weight in weights if _matches(selector, weight))
-        if not names and selector not in MAY_MATCH_NOTHING:
-            raise TargetMatchError(_no_match(f"{path}[{index}]", selector, weights))
-        found[selector] = names
-    return found
+    return {
+        selector: match_one(f"{path}[{index}]", selector, weights, predictions)
+        for index, selector in enumerate(selectors)
+    }
+
+
+def match_one(
+    path: str,
+    selector: str,
+    weights: Sequence[Weight],
+    predictions: Collection[str] | None = None,
+    kind: str = "conv or linear layer",
+) -> frozenset[str]:
+    """Do what `match` does with one pattern; `path` is its own, `kind` is what it chooses from, for messages."""
+    if selector == PREDICTION and predictions is None:
+        raise TargetMatchError(
+            f"{path}: expected example inputs, which '{PREDICTION}' needs, got none. Write for example "
+            "sparsity.input_shape: [1, 3, 800, 1333], pass example_inputs, or name the layers."
+        )
+    if selector.startswith("preset:"):
+        names = _preset(path, selector, weights, predictions or ())
+    else:
+        names = frozenset(weight.name for weight in weights if _matches(selector, weight))
+    if not names and selector not in MAY_MATCH_NOTHING:
+        raise TargetMatchError(_no_match(path, selector, weights, kind))
+    return names
 
 
 def _preset(path: str, selector: str, weights: Sequence[Weight], predictions: Collection[str]) -> frozenset[str]:
@@ -258,7 +274,7 @@ def _matches(pattern: str, weight: Weight) -> bool:
     return any(fnmatch.fnmatchcase(name, pattern) for name in names)
 
 
-def _no_match(path: str, pattern: str, weights: Sequence[Weight]) -> str:
+def _no_match(path: str, pattern: str, weights: Sequence[Weight], kind: str) -> str:
     """Say that `pattern` matches nothing, with the nearest thing that would."""
     names = [name for weight in weights for name in weight.layer_names]
     types = [f"type:{type(module).__name__}" for weight in weights for module in weight.modules]
@@ -268,6 +284,6 @@ def _no_match(path: str, pattern: str, weights: Sequence[Weight]) -> str:
     elif pattern in {name.removeprefix("type:") for name in types}:
         hint = f" Did you mean 'type:{pattern}'?"
     return (
-        f"{path}: expected a pattern that matches a conv or linear layer, got '{pattern}', "
+        f"{path}: expected a pattern that matches a {kind}, got '{pattern}', "
         f"which matches none of {len(weights)}.{hint} Correct or remove it."
     )

@@ -6,6 +6,8 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
+from sparsedet.common.modes import in_eval_mode
+
 
 @contextmanager
 def undisturbed(model: nn.Module) -> Iterator[None]:
@@ -33,18 +35,6 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
                 for buffer, version, value in buffers:
                     if buffer._version != version:
                         buffer.copy_(value)
-
-
-@contextmanager
-def in_eval_mode(model: nn.Module) -> Iterator[None]:
-    """Put a model into eval mode; put back the training flag of each of its modules afterwards."""
-    flags = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in flags:
-            module.training = training
 
 
 def _cuda_devices(model: nn.Module) -> list[int]:

@@ -289,3 +289,23 @@ def test_configurations_survive_dumping():
     config = changed(SMALL, "post_processing", score_threshold=0.1)
     assert config.post_processing == RoIPostProcessing(score_threshold=0.1)
     assert validate(FasterRCNNConfig, Document(dump(config))) == config
+
+
+def test_losses_of_extreme_outputs_under_autocast_are_those_of_fp32(model, images):
+    targets = [make_target(), make_target()]
+
+    def extreme(x):
+        return torch.where(x > x.median(), 60.0, -60.0).bfloat16()
+
+    raw = model(images)
+    rpn = [type(level)(*map(extreme, level)) for level in raw.rpn]
+    half = raw._replace(rpn=rpn)
+    whole = raw._replace(rpn=[type(level)(*(x.float() for x in level)) for level in rpn])
+    found = []
+    for outputs, enabled in ((half, True), (whole, False)):
+        torch.manual_seed(0)
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            found.append(model.losses(outputs, targets))
+    for name, loss in found[1].items():
+        assert loss.isfinite()
+        assert not name.startswith("rpn") or torch.equal(found[0][name], loss)

@@ -352,3 +352,26 @@ def test_configurations_survive_dumping(name):
 @pytest.mark.parametrize("kind", KINDS)
 def test_configurations_of_every_kind_survive_dumping(kind):
     assert validate(RetinaNetConfig, Document(dump(KINDS[kind]))) == KINDS[kind]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_losses_and_detections_of_extreme_outputs_under_autocast_are_those_of_fp32(kind, images):
+    torch.manual_seed(0)
+    model = KINDS[kind].build(num_classes=3)
+    targets = [make_target(), make_target()]
+    raw = model.eval()(images)
+    half = [change(output, lambda x: torch.where(x > x.median(), 60.0, -60.0).bfloat16()) for output in raw]
+    half = [output._replace(box_deltas=output.box_deltas / 60) for output in half]  # boxes that stay in the image
+    whole = [change(output, lambda x: x.float().requires_grad_()) for output in half]
+    half = [change(output, lambda x: x.requires_grad_()) for output in half]
+    with torch.autocast("cpu", torch.bfloat16):
+        inside, found = model.losses(half, targets), model.detect(half, [SIZE, SIZE])
+    outside, expected = model.losses(whole, targets), model.detect(whole, [SIZE, SIZE])
+    assert all(torch.equal(inside[name], loss) and loss.isfinite() for name, loss in outside.items())
+    for one, other in zip(found, expected, strict=True):
+        assert torch.equal(one.boxes_xyxy, other.boxes_xyxy)
+        assert torch.equal(one.scores, other.scores)
+        assert one.boxes_xyxy.isfinite().all()
+    assert len(found[0].scores) > 0
+    sum(inside.values()).backward()
+    assert all(x.grad.isfinite().all() for output in half for x in output if x is not None and x.grad is not None)

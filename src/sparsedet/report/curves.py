@@ -1,0 +1,75 @@
+"""Loss, learning rate and AP over the steps of a training, from ``metrics.jsonl`` and the records."""
+
+import json
+from itertools import accumulate, pairwise
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from sparsedet.report.plots import COLOURS, plain
+from sparsedet.report.run import Experiment
+
+METRICS_FILE = "metrics.jsonl"
+
+
+def training_curves(experiment: Experiment) -> Figure | None:
+    """Loss with its terms, learning rate, and AP of each level (before and after its training) over the steps.
+
+    Dotted lines are the beginnings of levels. A half written last line of a run that is still going is left out.
+
+    Returns:
+        The figure; None before there is a step to show.
+    """
+    rows = _read(experiment)
+    if not rows:
+        return None
+    figure = Figure(figsize=(6.4, 6.4), layout="constrained")
+    loss, lr, ap = figure.subplots(3, sharex=True, height_ratios=(3, 1, 2))
+    steps = [row["step"] for row in rows]
+    terms = [key for key in rows[0] if key.endswith("_loss")]
+    for index, key in enumerate(terms if len(terms) > 1 else []):
+        values = [row[key] for row in rows]
+        loss.plot(steps, values, color=COLOURS[1 + index % (len(COLOURS) - 1)], linewidth=0.8, label=plain(key))
+    loss.plot(steps, [row["loss"] for row in rows], color=COLOURS[0], linewidth=1.2, label="loss")
+    loss.legend(frameon=False, fontsize=8)
+    lr.plot(steps, [row["lr"] for row in rows], color=COLOURS[0], linewidth=1.2)
+    _plot_ap(ap, experiment)
+    first_of_levels = [row["step"] for before, row in pairwise(rows) if row.get("level") != before.get("level")]
+    for axes, label in ((loss, "loss"), (lr, "learning rate"), (ap, "AP (%)")):
+        for step in first_of_levels:
+            axes.axvline(step, color="0.6", linewidth=0.8, linestyle=":")
+        axes.set_ylabel(label)
+        axes.grid(color="0.9")
+        axes.spines[["top", "right"]].set_visible(False)
+    loss.set_title(plain(experiment.name), fontsize=10)
+    ap.set_xlabel("step")
+    return figure
+
+
+def _plot_ap(axes: Axes, experiment: Experiment) -> None:
+    ends = list(accumulate(record.steps for record in experiment.records))
+    pruned = [
+        (end - record.steps, 100 * record.ap_after_pruning)
+        for end, record in zip(ends, experiment.records, strict=True)
+        if record.ap_after_pruning is not None and record.ap_after_pruning >= 0
+    ]
+    trained = [(end, 100 * record.ap) for end, record in zip(ends, experiment.records, strict=True) if record.ap >= 0]
+    for points, marker, label in ((pruned, "v", "right after pruning"), (trained, "o", "at the end of the level")):
+        if points:
+            axes.plot(*zip(*points, strict=True), color=COLOURS[0], marker=marker, linestyle="none", label=label)
+    if axes.lines:
+        axes.legend(frameon=False, fontsize=8)
+
+
+def _read(experiment: Experiment) -> list[dict[str, Any]]:
+    path = experiment.folder / METRICS_FILE
+    rows = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(row, dict) and {"step", "loss", "lr"} <= row.keys():
+            rows.append(row)
+    return rows
