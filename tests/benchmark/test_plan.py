@@ -1,12 +1,17 @@
 """The plan of a suite, against numbers worked out by hand."""
 
+import shutil
+from types import SimpleNamespace
+
 import pytest
 
-from sparsedet.benchmark.plan import plan
-from sparsedet.benchmark.suite import load_suite
+from sparsedet.benchmark.console import Console
+from sparsedet.benchmark.plan import plan, summary
+from sparsedet.benchmark.suite import load_suite, run_suite
 from sparsedet.common.errors import ConfigError
 from sparsedet.common.shipped import find_config
 
+WEIGHTS = ("checkpoint.pt", "weights.safetensors")
 PUBLISHED = {  # COCO val2017 box AP in percent, by row: dense, 30 to 90 %, 2:4
     "retinanet-r50": (37.0, (37.5, 37.7, 37.6, 37.2, 36.7, 33.7, 32.6), 36.8),
     "retinanet-improve-r18": (40.7, (40.7, 40.7, 40.5, 40.3, 39.5, 37.1, 29.5), 40.3),
@@ -66,3 +71,41 @@ def test_no_data_and_no_number_of_images(tiny_recipe):
         ConfigError, match=r"data.root: expected the annotation file /nowhere/annotations/train.json or"
     ):
         plan(load_suite(tiny_recipe, ("data.root=/nowhere",)))
+
+
+def test_the_disk_of_a_plan_holds_what_a_run_leaves(tiny_recipe, tmp_path):
+    for overrides in ((), ("training.ema={decay: 0.5}",), ("sparsity={schedule: {type: one_shot, sparsity: 0.5}}",)):
+        suite = load_suite(tiny_recipe, ("training.steps=1", *overrides))
+        (row,) = plan(suite)
+        folder = tmp_path / str(len(list(tmp_path.iterdir())))
+        run_suite(suite, folder, "cpu", Console(quiet=True))
+        sizes = [path.stat().st_size / 2**20 for path in folder.rglob("*") if path.name in WEIGHTS]
+        assert len(sizes) == 2
+        assert sum(sizes) < row["disk MiB"] < sum(sizes) + 1.5  # a MiB is added for what is not weights
+
+
+def test_the_disk_of_a_plan_without_data_is_that_of_80_classes(published):
+    # a checkpoint of weights, two moments and masks, and the compact file; a MiB for what is not weights
+    (dense,) = rows_of(published, "retinanet-r50-dense")
+    model = (
+        load_suite(find_config("published_coco.yaml"), ("data.root=/nowhere",))
+        .recipes[0]
+        .recipe.detector.build(80, pretrained=False)
+    )
+    weights = sum(value.numel() for value in model.parameters())
+    state = sum(value.numel() * value.element_size() for value in model.state_dict().values())
+    assert dense["disk MiB"] == pytest.approx((2 * state + 8 * weights + weights + 2**20) / 2**20, abs=0.06)
+
+
+def test_what_a_plan_says_of_disk_and_hours(tiny_recipe, tmp_path, monkeypatch):
+    suite = load_suite(tiny_recipe)
+    rows = [{"experiment": "tiny", "disk MiB": size} for size in (1024.0, 512.0)]
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free={tmp_path: 3 * 2**30}[path]))
+    line = "disk: at most 1.50 GiB of weights that stay, {} GiB of checkpoints inside levels while an experiment runs; "
+    free = f"3.00 GiB are free at {tmp_path}"
+    folder = tmp_path / "not" / "there"
+    assert summary(rows, suite, folder) == [line.format("3.00") + free + ": NOT ENOUGH"]  # keeps 2, and writes one
+    rows = [{**row, "disk MiB": row["disk MiB"] / 2, "hours": 0.75} for row in rows]
+    found = summary(rows, suite, folder)
+    assert found[0].endswith(free)
+    assert found[1] == "hours: 1.5 in all, one experiment after another, without computing AP and its intervals"

@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import subprocess
 import sys
+import threading
 
 import pytest
 
@@ -12,6 +13,7 @@ from sparsedet.common.lock import LOCK_FILE, locked
 
 TRY = """
 import sys
+import threading
 from pathlib import Path
 from sparsedet.common.errors import StorageError
 from sparsedet.common.lock import locked
@@ -34,6 +36,25 @@ def test_another_process_is_told_who_holds_the_folder(tmp_path):
         # A process that opens and closes the file itself gives its lock away.
         subprocess.run(["sh", "-c", "printf '{' > $0", str(tmp_path / LOCK_FILE)], check=True)
         assert "got one in use by another process. Wait for that run" in try_elsewhere(tmp_path)
+
+
+def test_a_lock_can_be_waited_for(tmp_path):
+    begun, end = (multiprocessing.get_context("fork").Event() for _ in range(2))
+
+    def hold():
+        with locked(tmp_path, "other", waits=True):
+            begun.set()
+            end.wait()
+            (tmp_path / "done").touch()
+
+    holder = multiprocessing.get_context("fork").Process(target=hold)
+    holder.start()
+    begun.wait()
+    assert try_elsewhere(tmp_path) == "free\n"  # another lock of the same folder
+    threading.Timer(0.2, end.set).start()
+    with locked(tmp_path, "other", waits=True):
+        assert (tmp_path / "done").exists()
+    holder.join()
 
 
 def test_the_folder_is_free_afterwards_whatever_the_file_says(tmp_path):

@@ -1,6 +1,7 @@
 """Runs that are stopped inside a level, and what they come to beside a run that nothing disturbed."""
 
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -233,8 +234,10 @@ def test_images_that_vanish_and_come_back_cost_no_step(tiny_recipe, tiny_data, t
 
             yield show
 
-    with pytest.raises(DatasetError, match=r"images/train_\d\.png: expected"):
-        run(tiny_recipe, tmp_path / "run", *settings, console=Vanishing())
+    console = Vanishing()
+    with pytest.raises(DatasetError, match=r"expected 6 image files in .*, got 6 missing"):
+        run(tiny_recipe, tmp_path / "run", *settings, console=console)
+    assert re.search(r"images/train_\d\.png: expected .* It is tried once more, from its last", console.text)
     with pytest.raises(DatasetError):
         run(tiny_recipe, tmp_path / "run", *settings)
     (data / "elsewhere").rename(data / "images")

@@ -9,6 +9,7 @@ import torch
 from rich.console import Console as RichConsole
 from torch.utils.data import DataLoader
 
+from sparsedet.benchmark.cells import SuiteError
 from sparsedet.benchmark.console import Console
 from sparsedet.benchmark.evaluation import evaluate_checkpoint
 from sparsedet.benchmark.recipe import load_recipe
@@ -291,7 +292,7 @@ def test_the_report_of_a_run(suite_run):
 def test_a_folder_of_another_recipe_is_refused(suite_run, tmp_path):
     folder, _ = suite_run
     with pytest.raises(
-        ConfigError,
+        SuiteError,
         match=r"dense: expected a run of this recipe, got one that differs in seed \(0 there, 1 here\)",
     ):
         run(folder.parent / "suite.yaml", folder, "seed=1")

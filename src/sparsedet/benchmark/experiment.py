@@ -47,7 +47,7 @@ def run_experiment(job: Job) -> tuple[Record, ...]:
     for warning in splits.warnings:
         job.console.warn(warning)
     from_first(lambda: _claim_folder(job, splits))
-    finished = from_first(lambda: _finished(job))
+    finished = from_first(lambda: _finished_levels(job))
     if len(finished) == len(job.level_names):
         job.console.say(f"{job.name}: finished before, nothing to do")
     else:
@@ -77,16 +77,25 @@ def check_recipe(recipe: Recipe) -> None:
 
 
 def last_checkpoint(folder: Path) -> Path:
-    """Return the checkpoint of the last finished level in an experiment's folder.
+    """Return the checkpoint of the last level in the folder of a finished experiment.
 
     Raises:
-        CheckpointError: the experiment has no finished level.
+        CheckpointError: the experiment is not finished.
     """
     records, _ = read_records(folder)
     paths = [folder / record.folder / CHECKPOINT_FILE for record in records]
-    if not paths or not paths[-1].exists():
-        raise CheckpointError(f"{folder}: expected a finished experiment to start from, got none. Run it first.")
+    if not paths or len(paths) < records[-1].num_levels or not paths[-1].exists():
+        got = f"{len(paths)} of {records[-1].num_levels} levels" if paths else "none"
+        raise CheckpointError(
+            f"{folder}: expected a finished experiment to start from, got {got}. Run '{folder.name}' first."
+        )
     return paths[-1]
+
+
+def is_finished(job: Job) -> bool:
+    """Tell whether every level of `job` was run with this recipe; nothing is written, no data are read."""
+    finished, own = _finished_levels(job), job.recipe.hash()
+    return len(finished) == len(job.level_names) and all(record.config_hash == own for record in finished)
 
 
 def _claim_folder(job: Job, splits: Splits) -> None:
@@ -130,7 +139,7 @@ def _write_environment(job: Job, splits: Splits) -> None:
     write_json(job.folder / ENVIRONMENT_FILE, here)
 
 
-def _finished(job: Job) -> tuple[Record, ...]:
+def _finished_levels(job: Job) -> tuple[Record, ...]:
     """Return the records of the leading levels whose checkpoint is there too."""
     records: list[Record] = []
     for record, name in zip(read_records(job.folder)[0], job.level_names, strict=False):

@@ -1,7 +1,12 @@
-"""What a suite would do, without doing it: steps, levels, batches, learning rates, published values."""
+"""What a suite would do, without doing it: steps, levels, batches, learning rates, published values, disk."""
 
+import shutil
+from pathlib import Path
 from typing import Any
 
+import torch
+
+from sparsedet.benchmark.checkpoint import num_level_bytes
 from sparsedet.benchmark.levels import split_levels
 from sparsedet.benchmark.recipe import Recipe
 from sparsedet.benchmark.suite import Suite
@@ -25,9 +30,10 @@ def plan(suite: Suite) -> list[Row]:
     for entry, loaded in zip(suite.config.experiments, suite.recipes, strict=True):
         recipe = loaded.recipe
         training = recipe.training
-        num_images = _num_train_images(recipe)
+        num_images, num_classes = _counts(recipe)
         total_steps = training.total_steps(num_images)
         steps_per_epoch = training.steps_per_epoch(num_images)
+        num_bytes = _num_level_bytes(recipe, num_classes)
         for index, level in enumerate(split_levels(recipe.sparsity, total_steps)):
             targets = recipe.target_sparsities
             rates = _rates(recipe, level, steps_per_epoch)
@@ -45,9 +51,44 @@ def plan(suite: Suite) -> list[Row]:
                     "peak lr": max(rates, default=None),
                     "last lr": rates[-1] if rates else None,
                     "published AP": None if recipe.published_ap is None else recipe.published_ap[index],
+                    "disk MiB": round(num_bytes / 2**20, 1),
                 }
             )
     return rows
+
+
+def summary(rows: list[Row], suite: Suite, folder: Path) -> list[str]:
+    """Say how much disk the files of weights need, beside what is free where `folder` is or will be, and the hours.
+
+    Args:
+        rows: what `plan` returned, with or without ``hours``.
+        suite: likewise.
+        folder: of the run.
+    """
+    levels = sum(row["disk MiB"] for row in rows)
+    inside = max(
+        next(row["disk MiB"] for row in rows if row["experiment"] == entry.name)
+        * (loaded.recipe.training.checkpoints.keep + 1)
+        for entry, loaded in zip(suite.config.experiments, suite.recipes, strict=True)
+    )
+    place = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
+    free = shutil.disk_usage(place).free / 2**20
+    lines = [
+        f"disk: at most {levels / 1024:.2f} GiB of weights that stay, {inside / 1024:.2f} GiB of checkpoints inside "
+        f"levels while an experiment runs; {free / 1024:.2f} GiB are free at {place}"
+        + (": NOT ENOUGH" if free < levels + inside else "")
+    ]
+    if "hours" in rows[0]:
+        hours = sum(row["hours"] for row in rows)
+        lines.append(f"hours: {hours:.3g} in all, one experiment after another, without computing AP and its intervals")
+    return lines
+
+
+def _num_level_bytes(recipe: Recipe, num_classes: int) -> int:
+    """Return the bytes of the files of weights that a level leaves."""
+    with torch.device("meta"):
+        model = recipe.detector.build(num_classes, pretrained=False)
+    return num_level_bytes(model, recipe.training.ema is not None)
 
 
 def _rates(recipe: Recipe, level: Level, steps_per_epoch: int) -> list[float]:
@@ -60,16 +101,18 @@ def _rates(recipe: Recipe, level: Level, steps_per_epoch: int) -> list[float]:
     return [level.lr(step, training, steps_per_epoch) for step in steps]
 
 
-def _num_train_images(recipe: Recipe) -> int:
+def _counts(recipe: Recipe) -> tuple[int, int]:
+    """Return the number of training images, and of classes: COCO's where there are no data."""
     data = recipe.data
     if data.train_annotations.exists():
-        return len(open_splits(data, recipe.seed).train)
+        train = open_splits(data, recipe.seed).train
+        return len(train), len(train.coco.categories)
     if data.num_train_images is None:
         raise ConfigError(
             f"data.root: expected the annotation file {data.train_annotations} or data.num_train_images, "
             "got neither. Give the data with --set data.root=PATH, or the number of training images."
         )
-    return data.num_train_images
+    return data.num_train_images, 80
 
 
 def _start(recipe: Recipe) -> str:

@@ -2,14 +2,15 @@
 
 import re
 from contextlib import ExitStack
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any, Self
 
 import torch
 from pydantic import Field, model_validator
 
+from sparsedet.benchmark.cells import forget_error, note_error, run_cells
 from sparsedet.benchmark.console import Console
 from sparsedet.benchmark.experiment import check_recipe, last_checkpoint, run_experiment
 from sparsedet.benchmark.job import Job
@@ -18,9 +19,9 @@ from sparsedet.benchmark.recipe import LoadedRecipe, finish_recipe
 from sparsedet.benchmark.upstream.file import read_config
 from sparsedet.common.config import ConfigModel, dump, validate
 from sparsedet.common.document import Document, KeyPath
-from sparsedet.common.errors import ConfigError, ProcessesError, did_you_mean
-from sparsedet.common.files import write_json
-from sparsedet.common.lock import locked
+from sparsedet.common.errors import ConfigError, ProcessesError, SparseDetError, did_you_mean
+from sparsedet.common.files import to_json, write_json
+from sparsedet.common.lock import FILES_LOCK, locked
 from sparsedet.common.processes import from_first, is_first, is_lost_process, join_processes, num_processes
 from sparsedet.common.runtime import choose_device, writable_folder
 from sparsedet.common.stopping import StopRequests
@@ -82,6 +83,32 @@ class Suite:
     config: SuiteConfig
     recipes: tuple[LoadedRecipe, ...]
 
+    def cells(self, only: str | None = None) -> dict[str, LoadedRecipe]:
+        """Return the recipe of each experiment by its name; of one, if `only` names it.
+
+        Raises:
+            ConfigError: there is none of that name.
+        """
+        names = [entry.name for entry in self.config.experiments]
+        cells = dict(zip(names, self.recipes, strict=True))
+        if only is None:
+            return cells
+        if only not in cells:
+            raise ConfigError(
+                f"--only: expected an experiment of {names}, got '{only}'.{did_you_mean(only, names)} Correct it."
+            )
+        return {only: cells[only]}
+
+    def entry(self, name: str) -> SuiteEntry:
+        """Return what the suite says of an experiment."""
+        return next(entry for entry in self.config.experiments if entry.name == name)
+
+    def job(self, name: str, folder: Path, device: torch.device, console: Console, stop: StopRequests) -> Job:
+        """Return what running an experiment into the suite's `folder` is."""
+        entry = self.entry(name)
+        recipe = self.cells(name)[name].recipe
+        return Job(recipe, name, entry.family, entry.label or name, folder / name, device, console, stop)
+
 
 def load_suite(path: Path, overrides: tuple[str, ...] = ()) -> Suite:
     """Read a suite file and all its recipes; a recipe file is a suite of one experiment with the file's name.
@@ -106,38 +133,85 @@ def load_suite(path: Path, overrides: tuple[str, ...] = ()) -> Suite:
     return Suite(config, tuple(recipes))
 
 
-def run_suite(suite: Suite, folder: Path, device_name: str, console: Console) -> tuple[Record, ...]:
+def run_suite(
+    suite: Suite, folder: Path, device_name: str, console: Console, only: str | None = None
+) -> tuple[Record, ...]:
     """Run what of `suite` is not finished in `folder` and return all records.
 
+    With one process, an experiment that fails in a way that can pass (`cells.CAN_PASS`) is tried again once, and the
+    others are run even if it fails. Several processes end with the first failure: they are no longer in step.
+
+    Args:
+        suite: what to run.
+        folder: where to.
+        device_name: as `choose_device` takes it.
+        console: told about the progress.
+        only: name of the one experiment to run. Others may be run into the same folder at the same time.
+
     Raises:
+        ConfigError: `only` is none of the suite.
+        CheckpointError: what `only` starts from is not finished.
         StorageError: another run writes to `folder`.
         Stopped: SIGTERM or Ctrl-C asked for it.
-        SparseDetError: an experiment cannot be run; what is done stays, and the same call goes on from there.
+        SuiteError: some of several experiments have failed; what is done stays, and the same call goes on from there.
+        SparseDetError: likewise, of one.
     """
+    cells = suite.cells(only)
     device = join_processes(choose_device(device_name))
     if not is_first():
         console = Console.silent()
+    records: dict[str, tuple[Record, ...]] = {}
     with ExitStack() as stack:
         stop = stack.enter_context(StopRequests(console.say))
-        from_first(lambda: _open(suite, folder, stack))
+        from_first(lambda: open_folder(suite, folder, stack, only))
         if is_first():
             stack.enter_context(console.logging(folder / LOG_FILE))
         console.records_header()
-        try:
-            return _run(suite, folder, device, console, stop)
-        except RuntimeError as error:
-            if not is_lost_process(error):
-                raise
-            raise ProcessesError(
-                f"processes: expected all {num_processes()} to go on, got a broken connection ({_first_line(error)}). "
-                "See what the others have said; the same command goes on from the last checkpoint."
-            ) from error
+
+        def attempt(name: str) -> None:
+            console.notes(name, cells[name].notes)
+            job = suite.job(name, folder, device, console, stop)
+            records[name] = _run_cell(job, suite.entry(name).start)
+
+        if num_processes() == 1:
+            run_cells([suite.entry(name) for name in cells], attempt, console)
+        else:
+            for name in cells:
+                attempt(name)
+    return tuple(chain.from_iterable(records.values()))
 
 
-def _open(suite: Suite, folder: Path, stack: ExitStack) -> None:
-    """Lock the folder until `stack` ends, write what will be run, and look for faults in all of it."""
+def open_folder(suite: Suite, folder: Path, stack: ExitStack, only: str | None = None) -> None:
+    """Lock the folder until `stack` ends, write what will be run, and look for faults in all of it.
+
+    With `only`, one experiment is looked at, and the folder is free for others. (That experiment's own is locked when
+    it is run.)
+    """
     writable_folder(folder)
-    stack.enter_context(locked(folder))
+    if only is None:
+        stack.enter_context(locked(folder))
+        _write_suite(suite, folder)
+    else:
+        with locked(folder, FILES_LOCK, waits=True):
+            _share_suite(suite, folder)
+    for loaded in suite.cells(only).values():
+        check_recipe(loaded.recipe)  # all of them first, so that no fault waits behind hours of training
+
+
+def _share_suite(suite: Suite, folder: Path) -> None:
+    """Write what will be run, unless it is there; a suite that is being run into the folder has to be this one."""
+    path = folder / SUITE_FILE
+    if path.exists() and path.read_text(encoding="utf-8") == to_json(_description(suite)):
+        return
+    with locked(folder):
+        _write_suite(suite, folder)
+
+
+def _write_suite(suite: Suite, folder: Path) -> None:
+    write_json(folder / SUITE_FILE, _description(suite))
+
+
+def _description(suite: Suite) -> dict[str, Any]:
     config = suite.config
     entries = [
         {
@@ -153,23 +227,36 @@ def _open(suite: Suite, folder: Path, stack: ExitStack) -> None:
         }
         for entry, loaded in zip(config.experiments, suite.recipes, strict=True)
     ]
-    write_json(folder / SUITE_FILE, {"title": config.title, "notes": list(config.notes), "experiments": entries})
-    for loaded in suite.recipes:
-        check_recipe(loaded.recipe)  # all of them first, so that no fault waits behind hours of training
+    return {"title": config.title, "notes": list(config.notes), "experiments": entries}
 
 
-def _run(suite: Suite, folder: Path, device: torch.device, console: Console, stop: StopRequests) -> tuple[Record, ...]:
-    records: list[Record] = []
-    for entry, loaded in zip(suite.config.experiments, suite.recipes, strict=True):
-        console.notes(entry.name, loaded.notes)
-        recipe = loaded.recipe
-        if entry.start is not None:
-            start = from_first(partial(last_checkpoint, folder / entry.start))
-            recipe = recipe.model_copy(update={"initial_checkpoint": start})
-        label = entry.label or entry.name
-        job = Job(recipe, entry.name, entry.family, label, folder / entry.name, device, console, stop)
-        records.extend(run_experiment(job))
-    return tuple(records)
+def _run_cell(job: Job, start: str | None) -> tuple[Record, ...]:
+    """Run one experiment, alone in its folder; why it ended is written there too."""
+    try:
+        with ExitStack() as stack:
+            from_first(lambda: _take_folder(job.folder, stack))
+            if start is not None:
+                checkpoint = from_first(lambda: last_checkpoint(job.folder.parent / start))
+                job = replace(job, recipe=job.recipe.model_copy(update={"initial_checkpoint": checkpoint}))
+            return run_experiment(job)
+    except SparseDetError as error:
+        note_error(job.folder, error)
+        raise
+    except RuntimeError as error:
+        if not is_lost_process(error):
+            raise
+        lost = ProcessesError(
+            f"processes: expected all {num_processes()} to go on, got a broken connection ({_first_line(error)}). "
+            "See what the others have said; the same command goes on from the last checkpoint."
+        )
+        note_error(job.folder, lost)
+        raise lost from error
+
+
+def _take_folder(folder: Path, stack: ExitStack) -> None:
+    writable_folder(folder)
+    stack.enter_context(locked(folder))
+    forget_error(folder)
 
 
 def _first_line(error: BaseException) -> str:

@@ -15,7 +15,12 @@ Overrides = Annotated[
 ]
 Output = Annotated[Path | None, typer.Option("--output", "-o", help="Folder of the run.")]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, mps …")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Only print the plan: steps, levels, batches, learning rates.")]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Only print the plan: steps, levels, batches, learning rates, disk.")
+]
+Measure = Annotated[
+    bool, typer.Option("--measure", help="Print the plan with hours, after ten steps of each kind on the device.")
+]
 Force = Annotated[bool, typer.Option("--force", help="Overwrite existing files.")]
 Seed = Annotated[int | None, typer.Option("--seed", min=0, help="Seed of weights, data order and augmentation.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]

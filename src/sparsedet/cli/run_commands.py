@@ -1,14 +1,18 @@
 """Commands that run something: demo, train, bench, eval, report."""
 
 import json
+import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from sparsedet.cli.options import Config, Device, DryRun, Json, Output, Overrides, Seed, overrides
+from sparsedet.cli.options import Config, Device, DryRun, Json, Measure, Output, Overrides, Seed, overrides
 from sparsedet.cli.printing import print_table
 
 
@@ -51,9 +55,10 @@ def train(
     set_: Overrides = None,
     dry_run: DryRun = False,
     as_json: Json = False,
+    measure: Measure = False,
 ) -> None:
     """Train one recipe, level by level where it prunes; the same command goes on after an interruption."""
-    bench(recipe, output, device, seed, set_, dry_run, as_json)
+    bench(recipe, output, device, seed, set_, dry_run, as_json, measure)
 
 
 def bench(
@@ -64,42 +69,148 @@ def bench(
     set_: Overrides = None,
     dry_run: DryRun = False,
     as_json: Json = False,
+    measure: Measure = False,
+    only: Annotated[
+        str | None,
+        typer.Option(
+            "--only", metavar="NAME", help="Run one experiment; others may run into the same folder meanwhile."
+        ),
+    ] = None,
+    launcher: Annotated[
+        str | None,
+        typer.Option(help="Start each experiment by a command of its own: torchrun, slurm, or what to put before it."),
+    ] = None,
+    processes: Annotated[
+        int | None, typer.Option(min=1, help="Processes on each machine, with --launcher torchrun or slurm.")
+    ] = None,
+    nodes: Annotated[int | None, typer.Option(min=1, help="Machines of each job, with --launcher slurm.")] = None,
+    slurm: Annotated[
+        list[str] | None,
+        typer.Option("--slurm", metavar="KEY=VALUE", help="Option of sbatch, such as time=1440 (minutes)."),
+    ] = None,
 ) -> None:
     """Run all experiments of a suite, then write its report; the same command goes on after an interruption."""
-    if dry_run:
-        _plan(suite, overrides(set_, seed), as_json)
+    changes = overrides(set_, seed)
+    launch = Launch(launcher or "", processes, nodes, tuple(slurm or ()))
+    launch.check(only)
+    if dry_run or measure:
+        _plan(suite, changes, output, device, measure, as_json)
+    elif launcher is None:
+        _run(suite, changes, output, device, as_json, only)
     else:
-        _run(suite, overrides(set_, seed), output, device, as_json)
+        _launch(suite, changes, output, device, as_json, launch)
 
 
-def _plan(name: str, changes: tuple[str, ...], as_json: bool) -> None:
-    from sparsedet.benchmark.plan import plan
+@dataclass(frozen=True)
+class Launch:
+    """What the options say about how experiments are started; an empty launcher is none."""
+
+    launcher: str
+    processes: int | None
+    nodes: int | None
+    slurm: tuple[str, ...]
+
+    def check(self, only: str | None) -> None:
+        """Raise ConfigError where an option stands without the launcher that it is for."""
+        from sparsedet.common.errors import ConfigError
+
+        if self.launcher != "slurm" and (self.nodes is not None or self.slurm):
+            raise ConfigError("--nodes, --slurm: expected them with --launcher slurm, got another. Leave them out.")
+        if self.processes is not None and not self.launcher:
+            raise ConfigError("--processes: expected it with --launcher, got none. Add --launcher torchrun.")
+        if self.launcher and os.environ.get("WORLD_SIZE", "1") != "1":
+            raise ConfigError("--launcher: expected one process, got several. Leave it out under torchrun.")
+        if self.launcher and only is not None:
+            raise ConfigError("--launcher: expected a whole suite, got --only, which runs here. Leave out one of them.")
+
+
+def _launch(
+    name: str, changes: tuple[str, ...], output: Path | None, device: str, as_json: bool, launch: Launch
+) -> None:
+    from sparsedet.benchmark.cells import SuiteError
+    from sparsedet.benchmark.console import Console
+    from sparsedet.benchmark.launchers import CellCommand, launch_suite, prefix_of
     from sparsedet.benchmark.suite import load_suite
     from sparsedet.common.shipped import find_config
 
-    suite = load_suite(find_config(name), changes)
+    path = find_config(name)
+    command = CellCommand(path, output or Path("runs") / path.stem, device, changes)
+    suite, console = load_suite(path, changes), Console()
+    with _ending_well(command.folder):
+        try:
+            if launch.launcher == "slurm":
+                from sparsedet.benchmark.slurm import SlurmOptions, read_options, submit_suite
+
+                options = SlurmOptions(launch.nodes or 1, launch.processes or 1, read_options(launch.slurm))
+                submit_suite(suite, command, options, console)
+            else:
+                launch_suite(suite, command, prefix_of(launch.launcher, launch.processes), console)
+        except SuiteError:
+            _report(command.folder, as_json)
+            raise
+    _report(command.folder, as_json)
+
+
+def _plan(name: str, changes: tuple[str, ...], output: Path | None, device: str, measures: bool, as_json: bool) -> None:
+    from sparsedet.benchmark.plan import plan, summary
+    from sparsedet.benchmark.suite import load_suite
+    from sparsedet.common.processes import is_first, leave_processes
+    from sparsedet.common.shipped import find_config
+
+    path = find_config(name)
+    suite = load_suite(path, changes)
     rows = plan(suite)
+    if measures:
+        from sparsedet.benchmark.timing import add_hours
+
+        add_hours(rows, suite, device)
+    speaks = is_first()
+    leave_processes()
+    if not speaks:
+        return
     if as_json:
         print(json.dumps(rows))
         return
     print_table(rows)
+    for line in summary(rows, suite, output or Path("runs") / path.stem):
+        print(line)
     for entry, loaded in zip(suite.config.experiments, suite.recipes, strict=True):
         for key, reason in loaded.recipe.assumed.items():
             print(f"{entry.name}: assumed: {key}: {reason}")
 
 
-def _run(name: str, changes: tuple[str, ...], output: Path | None, device: str, as_json: bool) -> None:
+def _run(
+    name: str, changes: tuple[str, ...], output: Path | None, device: str, as_json: bool, only: str | None = None
+) -> None:
+    from sparsedet.benchmark.cells import SuiteError
     from sparsedet.benchmark.console import Console
     from sparsedet.benchmark.suite import load_suite, run_suite
     from sparsedet.common.processes import is_first, leave_processes
     from sparsedet.common.shipped import find_config
-    from sparsedet.common.stopping import Stopped
-    from sparsedet.report import render, write_report
 
     path = find_config(name)
     folder = output or Path("runs") / path.stem
+    speaks = True
+    with _ending_well(folder):
+        try:
+            run_suite(load_suite(path, changes), folder, device, Console(), only)
+            speaks = is_first()
+            leave_processes()
+        except SuiteError:
+            _report(folder, as_json, only)
+            raise
+    if speaks:
+        _report(folder, as_json, only)
+
+
+@contextmanager
+def _ending_well(folder: Path) -> Iterator[None]:
+    """Turn requests to stop into a line on stderr and their exit code."""
+    from sparsedet.common.processes import is_first
+    from sparsedet.common.stopping import Stopped
+
     try:
-        records = run_suite(load_suite(path, changes), folder, device, Console())
+        yield
     except Stopped as stopped:
         if is_first():
             print(stopped, file=sys.stderr)
@@ -110,14 +221,21 @@ def _run(name: str, changes: tuple[str, ...], output: Path | None, device: str, 
             file=sys.stderr,
         )
         raise typer.Exit(130) from None
-    speaks = is_first()
-    leave_processes()
-    if not speaks:
-        return
-    files = write_report(folder)
+
+
+def _report(folder: Path, as_json: bool, only: str | None = None) -> None:
+    """Write the report of what is finished, and print it, unless it is one of several experiments that run at once."""
+    from sparsedet.common.lock import FILES_LOCK, locked
+    from sparsedet.report import render, write_report
+    from sparsedet.report.run import load_run
+
+    with locked(folder, FILES_LOCK, waits=True):  # so that the last one to write has seen the records of all
+        files = write_report(folder)
     if as_json:
+        run = load_run(folder)
+        records = [record for record in run.records if only in (None, record.experiment)]
         print(json.dumps([record.model_dump(mode="json") for record in records]))
-    else:
+    elif only is None:
         print(render(folder, "rst"), end="")
     print("written: " + ", ".join(str(file) for file in files), file=sys.stderr)
 

@@ -45,7 +45,12 @@ def write_text(path: Path, text: str) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """Write `value` as JSON, atomically."""
-    write_text(path, json.dumps(value, indent=1, allow_nan=False))
+    write_text(path, to_json(value))
+
+
+def to_json(value: Any) -> str:
+    """Return the text that `write_json` writes."""
+    return json.dumps(value, indent=1, allow_nan=False)
 
 
 def hash_json(value: Any) -> str:

@@ -1,4 +1,4 @@
-"""A folder that one run at a time may write."""
+"""A folder, or a file in it, that one run at a time may write."""
 
 import json
 import os
@@ -10,14 +10,21 @@ from pathlib import Path
 from sparsedet.common.errors import StorageError
 
 LOCK_FILE = ".lock"
+FILES_LOCK = ".files.lock"
+"""Held for moments, by each of several runs into one folder, while they write what they share."""
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path, name: str = LOCK_FILE, waits: bool = False) -> Iterator[None]:
     """Hold the lock of `folder`; the system frees it when this process ends, however it ends.
 
     It is a POSIX record lock: unlike that of `flock`, processes that are forked off, which may outlive this one by
     some seconds, do not hold it, and it works over NFS. Where there are no such locks, nothing is locked.
+
+    Args:
+        folder: where the file of the lock is; has to exist.
+        name: of that file.
+        waits: wait while another process holds it.
 
     Raises:
         StorageError: another process holds it; the message says which.
@@ -27,9 +34,9 @@ def locked(folder: Path) -> Iterator[None]:
     except ImportError:  # Windows
         yield
         return
-    with (folder / LOCK_FILE).open("a+") as stream:
+    with (folder / name).open("a+") as stream:
         try:
-            fcntl.lockf(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.lockf(stream, fcntl.LOCK_EX | (0 if waits else fcntl.LOCK_NB))
         except (BlockingIOError, PermissionError) as error:
             stream.seek(0)
             raise StorageError(
