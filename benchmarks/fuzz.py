@@ -15,29 +15,19 @@ import traceback
 import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
-from copy import deepcopy
 from functools import cache
 from pathlib import Path
 from random import Random
 from typing import Any
 
 import torch
+from damage import damage_bytes, damage_value
+from fuzz_files import FILE_TARGETS
 from PIL import Image
 
 from sparsedet.common.errors import SparseDetError
 from sparsedet.detection.data.coco import read_coco
 from sparsedet.detection.data.images import decode_image, read_header
-
-ODD_NUMBERS = (
-    0, 1, -1, 2, 7, 2**31, 2**63, -(2**63), 10**400, 0.0, -0.0, 0.5, 1e-320, 1e308, math.nan, math.inf, -math.inf,
-)  # fmt: skip
-ODD_TEXTS = (
-    "", "a", "0", "None", "../x.png", "/etc/passwd", "C:\\x.png", "\0", "\ud800", "图像", "\x1b[31m", "x" * 5000,
-)  # fmt: skip
-ODD_LISTS = (
-    [], [[]], [1, 2, 3], [1, 2, 3, 4], [1, 2, 3, 4, 5], ["1", 2, 3, 4], [0, 0, 0, 0], [-5, -5, 1e9, 1e9],
-)  # fmt: skip
-ODD_VALUES: tuple[Any, ...] = (None, True, False, *ODD_NUMBERS, *ODD_TEXTS, *ODD_LISTS, {}, {"id": 1})
 
 
 def sound_coco() -> dict[str, Any]:
@@ -57,49 +47,6 @@ def sound_coco() -> dict[str, Any]:
             for n in range(1, 13)
         ],
     }
-
-
-def damage_value(value: Any, random: Random) -> Any:
-    """Return `value` (plain data) with one thing in it replaced, removed, doubled, moved or nested."""
-    if isinstance(value, list | dict) and value and random.random() < 0.95:
-        keys = list(value) if isinstance(value, dict) else list(range(len(value)))
-        key = random.choice(keys)
-        value[key] = damage_value(value[key], random)
-        return value
-    if isinstance(value, float) and random.random() < 0.7:
-        return random.choice((value * random.uniform(-2, 5), value + random.uniform(-60, 60)))
-    way = random.randrange(6)
-    if way == 0 and isinstance(value, list) and value:
-        value.append(random.choice(value))
-    elif way == 1 and isinstance(value, list | dict) and value:
-        value.pop(random.choice(list(value))) if isinstance(value, dict) else value.pop()
-    elif way == 2 and isinstance(value, list):
-        random.shuffle(value)
-    elif way == 3 and isinstance(value, int | float):
-        return value * random.choice((-1, 0, 10, 10**6))
-    elif way == 4:
-        return nested(value, random.randrange(1, 2000))
-    else:
-        return deepcopy(random.choice(ODD_VALUES))
-    return value
-
-
-def nested(value: Any, depth: int) -> Any:
-    """Return `value` in so many lists."""
-    for _ in range(depth):
-        value = [value]
-    return value
-
-
-def damage_bytes(content: bytes, random: Random) -> bytes:
-    """Return `content` cut off, or with a few bytes changed."""
-    if random.random() < 0.3:
-        return content[: random.randrange(len(content) + 1)]
-    changed = bytearray(content)
-    for _ in range(random.randrange(1, 8)):
-        if changed:
-            changed[random.randrange(len(changed))] = random.randrange(256)
-    return bytes(changed)
 
 
 def make_coco(random: Random) -> bytes:
@@ -203,16 +150,26 @@ def check_text(text: str) -> None:
 TARGETS: dict[str, tuple[Callable[[Random], Any], Callable[[Any, Path], None]]] = {
     "coco": (make_coco, read_coco_bytes),
     "image": (make_image, read_image),
+    **FILE_TARGETS,
 }
 
 
-def fuzz(target: str, num_inputs: int, seed: int, first: int = 0) -> tuple[Counter[str], list[tuple[int, str]]]:
-    """Read so many inputs; return how each ended, and number and traceback of those that ended otherwise."""
+def fuzz(
+    target: str, num_inputs: int, seed: int, first: int = 0, seconds: float = math.inf
+) -> tuple[Counter[str], list[tuple[int, str]]]:
+    """Read so many inputs, or as many as `seconds` allow.
+
+    Returns:
+        How each ended, and number and traceback of those that ended otherwise.
+    """
     make, read = TARGETS[target]
+    started = time.perf_counter()
     ends: Counter[str] = Counter()
     crashes: list[tuple[int, str]] = []
     with tempfile.TemporaryDirectory() as folder:
         for number in range(first, first + num_inputs):
+            if time.perf_counter() - started > seconds:
+                break
             value = make(Random(f"{seed} {number}"))
             try:
                 end = "accepted"
@@ -234,14 +191,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--inputs", type=int, default=100_000, help="of each target")
     parser.add_argument("--first", type=int, default=0, help="number of the first input: one alone with --inputs 1")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seconds", type=float, default=math.inf, help="for each target; it stops then")
     options = parser.parse_args(arguments)
     crashed = False
     for target in options.targets:
         started = time.perf_counter()
-        ends, crashes = fuzz(target, options.inputs, options.seed, options.first)
+        ends, crashes = fuzz(target, options.inputs, options.seed, options.first, options.seconds)
         seconds = time.perf_counter() - started
         counts = ", ".join(f"{end} {count}" for end, count in sorted(ends.items()))
-        print(f"{target}: {options.inputs} inputs, seed {options.seed}, {seconds:.0f} s: {counts}")
+        print(f"{target}: {sum(ends.values())} inputs, seed {options.seed}, {seconds:.0f} s: {counts}")
         for number, text in crashes[:5]:
             print(f"input {number}:\n{text}")
         crashed |= bool(crashes)

@@ -11,7 +11,7 @@ from sparsedet.benchmark.cells import SuiteError, forget_error, note_error, note
 from sparsedet.benchmark.console import Console
 from sparsedet.common import errors
 from sparsedet.common.stopping import Stopped
-from sparsedet.detection.trainer import TrainingError
+from sparsedet.detection.guard import TrainingError
 
 
 @dataclass

@@ -1,5 +1,6 @@
 """The weights that a run starts from: files of sparsedet and of others."""
 
+import json
 import pickle
 from pathlib import Path
 
@@ -7,7 +8,8 @@ import pytest
 import torch
 
 from sparsedet.benchmark.checkpoint import build_detector, open_checkpoint
-from sparsedet.common.errors import CheckpointError
+from sparsedet.common.checkpoint import load_checkpoint
+from sparsedet.common.errors import CheckpointError, ConfigError
 from sparsedet.detection.data.coco import Category
 
 SPARSE = {"schedule": {"type": "level_wise", "levels": (0.5, 0.8)}}
@@ -97,3 +99,83 @@ def test_damaged_and_missing_files(small_detectors, recipe_of, upstream, build, 
         path.write_bytes(damaged)
         with pytest.raises(CheckpointError, match=r"theirs.pth: expected a whole checkpoint, got an unreadable file"):
             build_detector(recipe, categories)
+
+
+def damaged(**changes):
+    return lambda content: content.update(changes)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda content: content.pop("recipe"), "another .*recipe: Field required"),
+        (damaged(recipe="[" * 5000), "expected a mapping in JSON"),
+        (damaged(recipe=3), "recipe: Input should be a valid string"),
+        (damaged(categories=[["3", "x"]]), "categories.0.0: Input should be a valid integer"),
+        (damaged(categories=[]), "categories: Tuple should have at least 1 item"),
+        (damaged(level=-1), "level: Input should be greater"),
+        (damaged(metrics={"ap": float("nan")}), "metrics.ap: Input should be a finite number"),
+        (damaged(model=[1]), "'list' object has no attribute 'items'"),
+        (damaged(model={"a": 1}), "'a' under 'model' is no tensor"),
+        (damaged(sparsifier=[1]), "'list' object has no attribute 'get'"),
+        (damaged(sparsifier={"masks": {"gone": torch.ones(1, dtype=torch.bool)}}), "'gone' is no mask of its weights"),
+        (damaged(sparsifier={"masks": {"head.box_pred.bias": torch.ones(8)}}), "is no mask of its weights"),
+        (
+            damaged(sparsifier={"masks": {"head.box_pred.bias": torch.ones(3, dtype=torch.bool)}}),
+            "the mask of 'head.box_pred.bias' has another shape than its weight",
+        ),
+        (
+            damaged(sparsifier={"masks": {"backbone.bn1.running_mean": torch.ones(16, dtype=torch.bool)}}),
+            "expected masks of parameters, got one of 'backbone.bn1.running_mean'",
+        ),
+        (damaged(sparsifier={"masks": {}, "num_pruned": {"a": "1"}}), "num_pruned.a: Input should be a valid integer"),
+    ],
+)
+def test_content_that_no_run_writes_is_refused(change, message, small_detectors, recipe_of, build, save, tmp_path):
+    path = tmp_path / "c.pt"
+    save(path, recipe_of(small_detectors["C2"]), build(small_detectors["C2"], 0))
+    content = load_checkpoint(path)
+    open_checkpoint(path)
+    change(content)
+    torch.save(content, path)
+    with pytest.raises((CheckpointError, ConfigError), match=message):
+        open_checkpoint(path)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "message"),
+    [(torch.int64, "expected numbers like torch.float32"), (torch.complex64, "expected numbers like"),
+     (torch.float8_e4m3fn, "expected numbers like")],
+)  # fmt: skip
+def test_weights_of_other_kinds_of_numbers_are_refused(
+    dtype, message, small_detectors, recipe_of, build, save, tmp_path
+):
+    path = tmp_path / "c.pt"
+    save(path, recipe_of(small_detectors["C2"]), build(small_detectors["C2"], 0))
+    content = load_checkpoint(path)
+    content["model"]["head.box_pred.bias"] = content["model"]["head.box_pred.bias"].to(dtype)
+    torch.save(content, path)
+    with pytest.raises(CheckpointError, match=message):
+        open_checkpoint(path)
+
+
+def test_a_recipe_of_a_gigantic_detector_takes_no_memory(small_detectors, recipe_of, build, save, tmp_path):
+    path = tmp_path / "c.pt"
+    save(path, recipe_of(small_detectors["C2"]), build(small_detectors["C2"], 0))
+    content = load_checkpoint(path)
+    for key, value, message in (
+        ("channels", 10**6, "got another model's"),
+        ("num_levels", 10**9, "expected less than or equal to 16"),
+    ):
+        recipe = json.loads(content["recipe"])
+        recipe["detector"]["neck"][key] = value
+        torch.save(content | {"recipe": json.dumps(recipe)}, path)
+        with pytest.raises((CheckpointError, ConfigError), match=message):
+            open_checkpoint(path)
+
+
+def test_opening_a_checkpoint_reads_no_file_that_its_recipe_names(small_detectors, recipe_of, build, save, tmp_path):
+    data = {"train": {"annotations": "/dev/zero"}, "val": {"annotations": "/dev/zero"}}  # neither ends, nor is it there
+    recipe = recipe_of(small_detectors["C2"], data=data, initial_checkpoint=tmp_path / "gone.pt")
+    save(tmp_path / "c.pt", recipe, build(small_detectors["C2"], 0))
+    assert open_checkpoint(tmp_path / "c.pt").recipe == recipe

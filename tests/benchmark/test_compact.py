@@ -125,10 +125,10 @@ def test_the_space_asked_for_is_what_a_level_leaves(with_average, soft, tiny_rec
     settings += ["training.ema={}"] if with_average else []
     run_suite(load_suite(tiny_recipe, settings), tmp_path / "run", "cpu", Console(quiet=True))
     level = tmp_path / "run" / "tiny" / "sparsity-0.3"
-    model = open_checkpoint(level / "checkpoint.pt").model
+    saved = open_checkpoint(level / "checkpoint.pt")
     content = load_checkpoint(level / "checkpoint.pt")
     dense = tensor_bytes(content["model"])
-    asked = num_level_bytes(model, with_average, bool(soft)) - 2**20  # which is room for headers
+    asked = num_level_bytes(saved.model, saved.recipe) - 2**20  # which is room for headers
     assert asked == pytest.approx(tensor_bytes(content) + dense, rel=0.01)
     written = sum((level / name).stat().st_size for name in ("checkpoint.pt", "weights.safetensors"))
     assert written < asked + 2**20

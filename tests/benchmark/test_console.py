@@ -143,3 +143,10 @@ def test_brackets_are_printed_as_they_are(text):
     printer, stream = console(is_terminal=False)
     printer.say(text)
     assert stream.getvalue() == f"{text}\n"
+
+
+def test_what_a_terminal_would_act_on_is_escaped():
+    printer, stream = console(is_terminal=False)
+    printer.say("a\x1b[2J[red]\nb")
+    printer.warn("\x07")
+    assert stream.getvalue() == "a\\x1b[2J[red]\nb\nwarning: \\x07\n"

@@ -139,3 +139,25 @@ def test_a_cache_is_no_part_of_the_experiment_and_starts_at_its_file(tiny_recipe
     assert cached.hash() == plain.hash()
     assert validate(Recipe, Document(dump(cached))) == cached
     assert not cached.data.cache.folder.exists()
+
+
+def test_bases_that_double_from_file_to_file_are_refused(tiny_recipe, tmp_path):
+    names = [f"{number}.yaml" for number in range(30)]
+    for name, below in zip(names, [*names[1:], "tiny.yaml"], strict=True):
+        (tmp_path / name).write_text(f"base: [{below}, {below}]\n")
+    with pytest.raises(ConfigError, match=r"base: expected at most 100 files in all, got more\. Name fewer"):
+        load_recipe(tmp_path / "0.yaml")
+
+
+@pytest.mark.parametrize("name", ["../x", "a/b", ".hidden", "/tmp/x", "a\\\\b", "", "a\\n"])
+def test_names_of_experiments_stay_inside_the_run_folder(tiny_recipe, name, tmp_path):
+    (tmp_path / "s.yaml").write_text(f'title: t\nexperiments:\n- {{name: "{name}", recipe: tiny.yaml}}\n')
+    with pytest.raises(ConfigError, match=r"s.yaml:3: experiments\[0\].name: expected string should match pattern"):
+        load_suite(tmp_path / "s.yaml")
+
+
+@pytest.mark.parametrize("base", ["/dev/zero", "/etc", '"x\\0y"'])
+def test_a_base_that_is_no_file_is_refused(base, tiny_recipe, tmp_path):
+    (tmp_path / "top.yaml").write_text(f"base: {base}\n")
+    with pytest.raises(ConfigError, match="expected"):
+        load_recipe(tmp_path / "top.yaml")

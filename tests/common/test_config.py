@@ -1,3 +1,5 @@
+import json
+import os
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -5,7 +7,7 @@ import pytest
 from pydantic import Field
 
 from sparsedet.common.config import ConfigModel, dump, to_yaml, validate
-from sparsedet.common.document import apply_overrides, merge, parse_yaml, read_yaml
+from sparsedet.common.document import apply_overrides, merge, parse_json, parse_yaml, read_yaml
 from sparsedet.common.errors import ConfigError
 
 
@@ -111,7 +113,18 @@ DOUBLED = "a0: &a0 [1, 1]\n" + "".join(f"a{i}: &a{i} [*a{i - 1}, *a{i - 1}]\n" f
             "a: !!binary aGVsbG8=\n",
             "f.yaml:1: a: expected a mapping, a list, text, a number, true, false or null, got b",
         ),
-        (f"a: {'[' * 600}\n", "f.yaml: expected valid YAML, got maximum recursion depth exceeded"),
+        (f"a: {'[' * 20_000}\n", "f.yaml:1: expected valid YAML, got more than 50 levels of nesting. Correct"),
+        (
+            "a0: &a0 [1]\n" + "".join(f"a{i}: &a{i} [*a{i - 1}]\n" for i in range(1, 99)),
+            "f.yaml:1: expected at most 50 levels of n",
+        ),
+        ("a: &a\n  b: [*a]\n", "f.yaml:2: expected valid YAML, got the alias 'a' inside itself. Correct that line."),
+        ("a: &a {<<: *a}\n", "f.yaml:1: expected valid YAML, got the alias 'a' inside itself"),
+        (f"a: 0x{'f' * 5000}\n", "f.yaml:1: a: expected whole numbers of 64 bits, got a larger one."),
+        (f"a: {'9' * 5000}\n", "f.yaml: expected valid YAML, got Exceeds the limit"),
+        ('a: "x\\0y"\n', "f.yaml:1: a: expected text, got a null or half a Unicode character in it. Remove it."),
+        ('a: "\\ud800"\n', "f.yaml:1: a: expected text, got a null or half a Unicode character in it."),
+        ('a: {"\\0": 1}\n', "f.yaml:1: a: expected text as key, got '\\x00'."),
         (DOUBLED, "f.yaml: expected at most 100000 values, got more. Look for aliases inside aliases."),
     ],
 )
@@ -148,6 +161,34 @@ def test_missing_file(tmp_path):
         ConfigError, match=r"none\.yaml: expected a readable YAML file, got 'No such file or directory'"
     ):
         read_yaml(tmp_path / "none.yaml")
+
+
+def test_what_is_no_small_ordinary_file_is_never_read(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    large = tmp_path / "large.yaml"
+    large.write_text("a: 1\n" + "#" * 2**20)
+    for path, got in (("pipe", "no ordinary file"), ("/dev/zero", "no ordinary file"), (large, "of at most 1048576 b")):
+        with pytest.raises(ConfigError, match=f"expected a readable YAML file.*{got}"):
+            read_yaml(tmp_path / path)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["[]", "{", "[" * 5000, '{"a": ' * 60 + "1" + "}" * 60, '{"a": "\\u0000"}', '{"\\ud800": 1}',
+     json.dumps({"a": [0] * 100_001}), '{"a": ' + "9" * 5000 + "}"],
+)  # fmt: skip
+def test_json_keeps_to_the_limits_of_yaml(text):
+    assert parse_json('{"a": [1, "x", null]}', "f.json").data == {"a": [1, "x", None]}
+    with pytest.raises(ConfigError, match=r"f\.json: expected a mapping in JSON"):
+        parse_json(text, "f.json")
+
+
+def test_messages_hold_nothing_that_a_terminal_acts_on_and_have_an_end():
+    with pytest.raises(ConfigError) as raised:
+        read('number: "\\e[2J\\u202e"\nshape: {type: circle}\n')
+    assert r"got '\x1b[2J\u202e'" in str(raised.value).replace(r"\\", "\\")
+    assert str(ConfigError("a\x1b\nb\ud800")) == "a\\x1b\nb\\ud800"
+    assert len(str(ConfigError("\x1b" * 10**6))) == 10_001
 
 
 def test_every_fault_of_a_file_is_reported_at_once():

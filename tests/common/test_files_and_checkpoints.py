@@ -1,6 +1,8 @@
 import errno
 import os
 import shutil
+import struct
+import zipfile
 from collections import namedtuple
 from pathlib import Path
 
@@ -122,3 +124,71 @@ def test_start_makes_random_numbers_repeat_and_flushes_denormals():
 
 def test_hash_does_not_depend_on_key_order():
     assert hash_json({"a": 1, "b": [1, 2]}) == hash_json({"b": [1, 2], "a": 1}) != hash_json({"a": 1, "b": [2, 1]})
+
+
+def rewritten(path, change, compression=zipfile.ZIP_STORED):
+    """Write the archive at `path` again, its entries changed, with right sums."""
+    with zipfile.ZipFile(path) as archive:
+        entries = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w", compression) as archive:
+        for name, content in entries.items():
+            archive.writestr(name, change(content))
+
+
+def test_archives_that_unpack_to_more_than_they_are_are_refused(tmp_path):
+    path = tmp_path / "c.pt"
+    torch.save({"a": torch.zeros(10**6)}, path)
+    rewritten(path, lambda content: content, zipfile.ZIP_DEFLATED)
+    assert path.stat().st_size < 10**4
+    with pytest.raises(CheckpointError, match=r"got an unreadable file \(it is compressed\)"):
+        read_file(path)
+    torch.save({"a": torch.zeros(10)}, path)
+    rewritten(path, lambda content: content)
+    read_file(path)
+    content = bytearray(path.read_bytes())
+    with zipfile.ZipFile(path) as archive:
+        place = archive.start_dir
+    content[place + 20 : place + 28] = struct.pack("<II", 10**6, 10**6)  # sizes of the first entry
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match="got an unreadable file"):
+        read_file(path)
+
+
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [
+        (torch.zeros(1).expand(2**20, 2**20), "its tensors claim to be 4398046511104 bytes"),
+        ([torch.zeros(1).expand(2**24)] + [torch.zeros(1).expand(2**24) for _ in range(9)], "claim to be"),
+        (torch.zeros(3, device="meta"), "sparse, quantized, nested or without values"),
+        ({"deep": [{"er": (torch.eye(3).to_sparse(),)}]}, ""),
+    ],
+)
+@pytest.mark.filterwarnings("ignore")
+def test_tensors_that_are_no_weights_are_refused(value, reason, tmp_path):
+    torch.save({"a": value}, tmp_path / "c.pt")
+    with pytest.raises(CheckpointError, match=f"got an unreadable file.*{reason}"):
+        read_file(tmp_path / "c.pt")
+
+
+def test_what_holds_itself_many_times_is_looked_at_once(tmp_path):
+    value = [torch.zeros(1)]
+    for _ in range(60):
+        value = [value, value]
+    torch.save({"a": value}, tmp_path / "c.pt")
+    read_file(tmp_path / "c.pt")
+
+
+@pytest.mark.parametrize("version", [None, "1", {}])
+def test_a_version_that_is_none_is_refused(version, tmp_path):
+    torch.save({"format": "sparsedet-checkpoint", "format_version": version}, tmp_path / "c.pt")
+    with pytest.raises(CheckpointError, match="expected format version 1 or older"):
+        load_checkpoint(tmp_path / "c.pt")
+
+
+def test_no_link_is_followed_while_writing(tmp_path):
+    (tmp_path / "victim").write_text("mine")
+    for name in ("f", "f.partial"):
+        (tmp_path / name).symlink_to(tmp_path / "victim")
+    write_atomically(tmp_path / "f", lambda stream: stream.write(b"new"))
+    assert (tmp_path / "victim").read_text() == "mine"
+    assert (tmp_path / "f").read_bytes() == b"new"

@@ -133,6 +133,26 @@ DIVERGED = "The detector may have diverged: lower its learning rate."
             "the results against the annotations they were made for.",
         ),
         (
+            {"image_id": [1]},
+            ".image_id: expected one of the 2 ids in the annotation file, got [1]. Evaluate "
+            "the results against the annotations they were made for.",
+        ),
+        (
+            {"image_id": True},
+            ".image_id: expected one of the 2 ids in the annotation file, got True. Evaluate "
+            "the results against the annotations they were made for.",
+        ),
+        (
+            {"score": 10**400},
+            ": expected 4 finite numbers as bbox and a finite score, got [1, 1, 5, 5] and "
+            f"{'1' + '0' * 199}… for image 1. {DIVERGED}",
+        ),
+        (
+            {"bbox": [0, 0, 1e200, 1e200]},
+            ": expected 4 finite numbers as bbox and a finite score, got [0, 0, 1e+200, 1e+200] and 0.9 for image 1. "
+            f"{DIVERGED}",
+        ),
+        (
             {"category_id": 0},
             ".category_id: expected one of the 1 ids in the annotation file, got 0. Evaluate "
             "the results against the annotations they were made for.",

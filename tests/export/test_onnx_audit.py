@@ -312,3 +312,10 @@ def test_damaged_graphs_are_errors_and_nothing_else(write):
     nodes[0] = helper.make_node("Transpose", ["w"], ["t"], perm=[5, 5])
     with pytest.raises(CheckpointError, match="expected a valid ONNX graph, got"):
         audit_onnx(write(nodes, {"w": weight.numpy()}))
+
+
+@pytest.mark.parametrize("groups", [3, 8, 0, -1])
+def test_groups_that_do_not_divide_the_channels_are_refused(write, groups):
+    node = helper.make_node("ConvTranspose", ["x", "w"], ["y"], group=groups)
+    with pytest.raises(CheckpointError, match=r"expected a valid ONNX graph, got"):
+        audit_onnx(write([node], {"w": pruned(4, 2, 1, 1)}))

@@ -19,7 +19,7 @@ from sparsedet.benchmark.level_runner import LevelRunner
 from sparsedet.benchmark.metrics_file import TIME_KEYS
 from sparsedet.benchmark.suite import load_suite, run_suite
 from sparsedet.common.checkpoint import load_checkpoint
-from sparsedet.common.errors import ConfigError, DatasetError, StorageError
+from sparsedet.common.errors import CheckpointError, ConfigError, DatasetError, StorageError
 from sparsedet.common.stopping import Stopped
 
 LEVELS = "sparsity={schedule: {type: level_wise, levels: [0.5, 0.8]}}"
@@ -203,6 +203,18 @@ def test_a_damaged_checkpoint_of_a_level_is_named_and_the_level_run_again(tiny_r
         "".join((tmp_path / "run" / "tiny" / "records.jsonl").read_text().splitlines(keepends=True)[-2:])
     )
     assert_same_run(tmp_path / "whole", tmp_path / "run")
+
+
+@pytest.mark.parametrize("key", ["trainer", "sparsifier", "progress"])
+def test_a_whole_checkpoint_of_other_content_is_named(key, tiny_recipe, tmp_path):
+    stop(tiny_recipe, tmp_path, 2, LEVELS)
+    (path,) = (tmp_path / "tiny" / "progress").iterdir()
+    content = torch.load(path, weights_only=True)
+    torch.save(content | {key: {"masks": {}}}, path)
+    with pytest.raises(
+        CheckpointError, match=r"level-0-step-3\.pt: expected the state of a run of this recipe, got an"
+    ):
+        run(tiny_recipe, tmp_path, LEVELS)
 
 
 def test_without_room_for_a_checkpoint_training_goes_on(tiny_recipe, tmp_path, monkeypatch):

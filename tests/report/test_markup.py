@@ -219,3 +219,22 @@ def test_run_without_records_has_only_the_state(tmp_path, make):
     assert text.startswith("Origin of the numbers\n")
     assert grids(text)[0][1] == ["dense", "pending", "", "", "", "", ""]
     assert to_csv(load_run(tmp_path)) == "\n"
+
+
+@pytest.mark.parametrize("label", ["=1+1", "+1", "-1", "@SUM(A1)", " =1"])
+def test_csv_holds_no_formula(tmp_path, make, label):
+    make.suite(tmp_path, "lamp")
+    make.add(tmp_path, make.level("lamp", 0, 0.3, 0.6, 0.7, label=label, metrics={"ap": -1.0}, environment={"=x": "y"}))
+    (row,) = csv.DictReader(io.StringIO(to_csv(load_run(tmp_path)), newline=""))
+    assert row["label"] == f"'{label}"
+    assert row["metrics.ap"] == "-1.0"
+
+
+@pytest.mark.parametrize("to_text", [to_rst, to_md, to_csv])
+def test_text_holds_nothing_that_a_terminal_acts_on(tmp_path, make, to_text):
+    hostile = "a\x1b[2J\rb\u202e"
+    make.suite(tmp_path, "lamp", title=hostile, lamp={"family": hostile, "label": hostile})
+    make.add(tmp_path, make.level("lamp", 0, 0.3, 0.6, 0.7, label=hostile, initial_weights=hostile))
+    text = to_text(load_run(tmp_path))
+    assert "x1b" in text
+    assert all(line.isprintable() for line in text.split("\n"))

@@ -172,3 +172,50 @@ def test_missing_or_damaged_image_is_an_error_that_names_it(run_dir, content, fo
 def test_jpeg():
     image = Image.open(io.BytesIO(to_jpeg(grey())))
     assert (image.format, image.size) == ("JPEG", (128, 128))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"file": "../../x.png"},
+        {"file": "/etc/x.png"},
+        {"file": "samples/../x.png"},
+        {"file": "samples/x.eps"},
+        {"file": "samples/link.png"},
+        {"image_id": "../../x"},
+        {"image_id": None},
+        {"boxes": [{"bbox": [0, 0, 1e300, 1], "category_id": 4}]},
+        {"boxes": [{"bbox": [0, float("nan"), 1, 1], "category_id": 4}]},
+        {"boxes": [{"bbox": [0, 0, 1, 1], "category_id": []}]},
+    ],
+)
+def test_samples_stay_in_their_folder_and_within_bounds(run_dir, tmp_path, change):
+    lamp = load_run(run_dir).experiments[1]
+    grey().save(tmp_path / "secret.png")
+    (lamp.folder / "samples" / "link.png").symlink_to(tmp_path / "secret.png")
+    path = lamp.folder / "samples.json"
+    content = json.loads(path.read_text())
+    content["images"][0] |= change
+    path.write_text(json.dumps(content))
+    with pytest.raises(ConfigError, match=r"samples\.json: expected JSON as a run writes it"):
+        read_samples(lamp)
+
+
+def test_only_png_of_a_sane_size_is_opened(run_dir, monkeypatch):
+    lamp = load_run(run_dir).experiments[1]
+    grey().save(lamp.folder / "samples" / "7.png", format="GIF")
+    with pytest.raises(DatasetError, match=r"7\.png: expected the sample image that samples\.json names"):
+        list(sample_strips(load_run(run_dir), lamp))
+    grey().save(lamp.folder / "samples" / "7.png")
+    assert list(sample_strips(load_run(run_dir), lamp))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10_000)
+    with pytest.raises(DatasetError, match="got DecompressionBombWarning"):
+        list(sample_strips(load_run(run_dir), lamp))
+
+
+def test_class_names_that_no_font_has_are_drawn(run_dir):
+    lamp = load_run(run_dir).experiments[1]
+    path = lamp.folder / "samples.json"
+    path.write_text(path.read_text().replace('"four"', '"\\ud800' + "x" * 10**5 + '"'))
+    assert read_samples(lamp)[1][4].startswith(r"\ud800x")
+    assert list(sample_strips(load_run(run_dir), lamp))

@@ -84,8 +84,11 @@ def test_run_without_records_still_draws(tmp_path, make):
 
 
 def test_dollar_signs_are_no_mathematics(tmp_path, make):
-    make.suite(tmp_path, "a$x^^y$")
-    make.add(tmp_path, make.level("a$x^^y$", 0, 0.3, 0.6, 0.7))
+    make.suite(tmp_path, "lamp", lamp={"family": "a$x^^y$", "label": "a$x^^y$"})
+    make.add(tmp_path, make.level("lamp", 0, 0.3, 0.6, 0.7, label="a$x^^y$"))
+    layers = tmp_path / "lamp" / "sparsity-0.3" / "layers.json"
+    layers.parent.mkdir(exist_ok=True)
+    layers.write_text('[{"name": "a$x^^y$", "sparsity": 0.5}]')
     (experiment,) = load_run(tmp_path).experiments
     assert to_svg(ap_against_sparsity(load_run(tmp_path)))
     assert to_svg(layer_sparsity(experiment))

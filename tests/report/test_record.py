@@ -74,11 +74,15 @@ def test_last_line_that_only_lacks_its_line_end_counts(tmp_path, make):
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
+        ("[" * 5000, "2: expected a record in JSON, got '[[[["),
+        ({"folder": "../../secret"}, "2: folder: expected string should match pattern"),
+        ({"folder": "/etc"}, "2: folder: expected string should match pattern"),
+        ({"experiment": "a/b"}, "2: experiment: expected string should match pattern"),
         (
             '{"ap": 0.',
             "2: expected a record in JSON, got '{\"ap\": 0.'. Delete that line; its level is then run again.",
         ),
-        ("[]", "2: top level: expected"),
+        ("[]", "2: expected a mapping in JSON"),
         ({"format_version": 2}, "2: format_version: expected 1, got 2. Correct the value."),
         (
             {"measured_sparsity": 30},

@@ -59,8 +59,9 @@ ENTRY = {"name": "lamp", "family": "f", "label": "l"}
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("{", "suite.json: expected JSON as a run writes it, got JSONDecodeError"),
-        ("[]", "suite.json: top level: expected"),
+        ("{", "suite.json: expected a mapping in JSON"),
+        ("[]", "suite.json: expected a mapping in JSON"),
+        ("[" * 5000, "suite.json: expected a mapping in JSON"),
         (json.dumps({"experiments": []}), "suite.json: title: expected a value, got nothing."),
         (
             json.dumps({"title": "t", "experiments": [ENTRY, ENTRY]}),
@@ -68,7 +69,7 @@ ENTRY = {"name": "lamp", "family": "f", "label": "l"}
         ),
         (
             json.dumps({"title": "t", "experiments": [ENTRY | {"name": "../x"}]}),
-            "experiments[0].name: expected a folder name that starts with a letter or a digit, got '../x'.",
+            "experiments[0].name: expected string should match pattern '^[A-Za-z0-9][A-Za-z0-9._-]*$', got '../x'.",
         ),
         (json.dumps({"title": "t", "experiments": [ENTRY | {"lable": "x"}]}), "Did you mean 'label'?"),
     ],
@@ -171,3 +172,11 @@ def test_scheme_of_records(tmp_path, make):
         make.level("ampere", 0, 0.5, 0.6, 0.6, **make.n_m),
     )
     assert [e.scheme for e in load_run(tmp_path).experiments] == ["Dense", "Level-wise pruning", "2:4"]
+
+
+def test_a_link_out_of_the_run_folder_is_refused(tmp_path, make):
+    make.suite(tmp_path / "run", "lamp")
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "run" / "lamp").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(ConfigError, match=r"lamp: expected a folder inside the run folder, got a link to .*elsewhere"):
+        load_run(tmp_path / "run")

@@ -1,19 +1,20 @@
 """Checkpoints of experiments: a detector with the recipe it came from, its categories and its masks."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from sparsedet.benchmark.compact import read_any
+from sparsedet.benchmark.content import check_content
 from sparsedet.benchmark.recipe import Recipe
 from sparsedet.benchmark.upstream.checkpoint import upstream_state
-from sparsedet.benchmark.weights import load_state
-from sparsedet.common.checkpoint import check_format, is_sparsedet
+from sparsedet.benchmark.weights import check_fit, load_state
+from sparsedet.common.checkpoint import is_sparsedet
 from sparsedet.common.config import validate
-from sparsedet.common.document import Document, apply_overrides
+from sparsedet.common.document import apply_overrides, parse_json
 from sparsedet.common.errors import CheckpointError
 from sparsedet.detection.data.coco import Category
 from sparsedet.detection.models import Detector
@@ -57,18 +58,22 @@ def open_checkpoint(path: Path, overrides: tuple[str, ...] = ()) -> SavedDetecto
         ConfigError: an override is wrong.
         CheckpointError: the file is damaged, of another program, or its weights do not fit its recipe.
     """
-    return open_content(check_format(read_any(path), path), path, overrides)
+    return open_content(read_any(path), path, overrides)
 
 
-def open_content(content: dict[str, Any], path: Path, overrides: tuple[str, ...] = ()) -> SavedDetector:
+def open_content(content: Any, path: Path, overrides: tuple[str, ...] = ()) -> SavedDetector:
     """Do what `open_checkpoint` does with the content of a checkpoint, which was read from `path`."""
-    document = Document(json.loads(content["recipe"]), source=str(path))
-    recipe = validate(Recipe, apply_overrides(document, overrides))
+    content = check_content(content, path)
+    recipe = validate(Recipe, apply_overrides(parse_json(content["recipe"], str(path)), overrides))
     categories = _categories(content)
+    with torch.device("meta"):  # no memory is taken before it is known that the file has as much
+        empty = recipe.detector.build(len(categories), pretrained=False)
+    check_fit(empty.state_dict(), content["model"], path)
     model = recipe.detector.build(len(categories), pretrained=False)
     load_state(model, content["model"], path)
     sparsifier = content["sparsifier"] or {"masks": {}}
     masks = sparsifier["masks"]
+    _check_masks(masks, model, path)
     num_pruned = sparsifier.get("num_pruned") or {name: int((~mask).sum()) for name, mask in masks.items()}
     level, step, metrics = content["level"], content["step"], content["metrics"]
     if masks and level >= len(recipe.target_sparsities):
@@ -96,7 +101,7 @@ def build_detector(recipe: Recipe, categories: tuple[Category, ...]) -> tuple[De
     content = read_any(path)
     model = recipe.detector.build(len(categories), pretrained=False)
     if is_sparsedet(content):
-        check_format(content, path)
+        content = check_content(content, path)
         _check_categories(_categories(content), categories, path)
         words, state = f"{content['experiment']}/{path.parent.name}", content["model"]
     else:
@@ -105,7 +110,7 @@ def build_detector(recipe: Recipe, categories: tuple[Category, ...]) -> tuple[De
     return model, (words, *report.lines())
 
 
-def num_level_bytes(model: nn.Module, has_average: bool, has_soft_masks: bool) -> int:
+def num_level_bytes(model: nn.Module, recipe: Recipe) -> int:
     """Estimate the size of the files of weights that a level leaves.
 
     These are a checkpoint (weights, with an average also those in training, two optimizer moments, masks of one byte
@@ -115,11 +120,21 @@ def num_level_bytes(model: nn.Module, has_average: bool, has_soft_masks: bool) -
     num_state_bytes = num_dense_bytes(model.state_dict())
     num_bytes = num_dense_bytes(dict(model.named_parameters()))
     num_weights = sum(parameter.numel() for parameter in model.parameters())
+    has_average = recipe.training.ema is not None
+    has_soft_masks = recipe.sparsity is not None and recipe.sparsity.keep_pruned_values and not recipe.dense_control
     return (2 + has_average) * num_state_bytes + (2 + has_soft_masks) * num_bytes + num_weights + 2**20
 
 
 def _categories(content: dict[str, Any]) -> tuple[Category, ...]:
     return tuple(Category(id=category_id, name=name) for category_id, name in content["categories"])
+
+
+def _check_masks(masks: dict[str, Tensor], model: nn.Module, path: Path) -> None:
+    if unknown := masks.keys() - dict(model.named_parameters()).keys():
+        raise CheckpointError(
+            f"{path}: expected masks of parameters, got one of '{min(unknown)}'. "
+            "The file is damaged: use another checkpoint."
+        )
 
 
 def _check_categories(there: tuple[Category, ...], here: tuple[Category, ...], path: Path) -> None:

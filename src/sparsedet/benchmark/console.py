@@ -13,6 +13,7 @@ from rich.text import Text
 
 from sparsedet.benchmark.log_file import LogFile, open_log
 from sparsedet.benchmark.upstream.note import Note
+from sparsedet.common.errors import escape_lines
 from sparsedet.detection.trainer import StepReport
 from sparsedet.report.record import Record
 
@@ -57,14 +58,16 @@ class Console:
 
     def say(self, text: str) -> None:
         """Print a line, unless quiet."""
+        text = escape_lines(text)
         self._write(text)
         if not self.quiet:
             self._rich.print(text, markup=False)
 
     def warn(self, text: str) -> None:
         """Print a warning, always."""
-        self._write(f"warning: {text}")
-        self._rich.print(f"warning: {text}", markup=False)
+        text = escape_lines(f"warning: {text}")
+        self._write(text)
+        self._rich.print(text, markup=False)
 
     def notes(self, name: str, notes: tuple[Note, ...]) -> None:
         """Print which keys of another project's file have no effect, and how many are mapped."""

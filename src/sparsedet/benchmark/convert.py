@@ -6,8 +6,9 @@ import torch
 
 from sparsedet.benchmark.checkpoint import open_content
 from sparsedet.benchmark.compact import read_any, write_compact
+from sparsedet.benchmark.content import check_content
 from sparsedet.benchmark.upstream.checkpoint import state_dict_of
-from sparsedet.common.checkpoint import check_format, is_sparsedet
+from sparsedet.common.checkpoint import is_sparsedet
 from sparsedet.common.errors import ConfigError
 from sparsedet.common.files import require_new, write_atomically
 from sparsedet.export.compact import SUFFIX, num_dense_bytes, save_compact, save_dense
@@ -38,8 +39,8 @@ def compact(path: Path, out: Path, fp16: bool = False, zstd: bool = False, force
     require_new(out, force)
     content = read_any(path)
     if is_sparsedet(content):
-        state = content["model"]
-        model = open_content(check_format(content, path), path).model
+        state = check_content(content, path)["model"]
+        model = open_content(content, path).model
         write_compact(out, content, measure(model).measured_sparsity, fp16, zstd)
     else:
         state = state_dict_of(content, path)
@@ -61,7 +62,7 @@ def restore(path: Path, out: Path, force: bool = False) -> None:
     """
     require_new(out, force)
     content = read_any(path)
-    state = content["model"] if is_sparsedet(content) else dict(state_dict_of(content, path))
+    state = check_content(content, path)["model"] if is_sparsedet(content) else dict(state_dict_of(content, path))
     if out.suffix == SUFFIX:
         save_dense(out, state)
     else:

@@ -15,6 +15,7 @@ from sparsedet.benchmark import analysis
 from sparsedet.benchmark.calibration import TrainingBatches, calibration_of, run_detector
 from sparsedet.benchmark.checkpoint import CHECKPOINT_FILE, build_detector, num_level_bytes
 from sparsedet.benchmark.compact import WEIGHTS_FILE, write_compact
+from sparsedet.benchmark.content import check_content
 from sparsedet.benchmark.intervals import DETECTIONS_FILE, intervals
 from sparsedet.benchmark.job import Job
 from sparsedet.benchmark.levels import split_levels
@@ -25,7 +26,7 @@ from sparsedet.benchmark.sparsity_callback import SparsityCallback
 from sparsedet.benchmark.watching import Watch
 from sparsedet.common.checkpoint import load_checkpoint, save_checkpoint
 from sparsedet.common.config import dump
-from sparsedet.common.errors import ConfigError, DatasetError, StorageError
+from sparsedet.common.errors import CheckpointError, ConfigError, DatasetError, StorageError
 from sparsedet.common.files import write_json
 from sparsedet.common.processes import any_process, from_first, gather, is_first, num_processes, rank
 from sparsedet.common.runtime import environment, require_space
@@ -98,8 +99,7 @@ class LevelRunner:
             callback.sparsifier.attach(self.trainer.optimizer)
         self.callback = callback
         num_files = len(self.names) + self.recipe.training.checkpoints.keep + 1
-        is_soft = callback is not None and callback.sparsifier.config.keep_pruned_values
-        need = num_level_bytes(self.model, self.trainer.average is not None, is_soft) * num_files
+        need = num_level_bytes(self.model, self.recipe) * num_files
         from_first(lambda: require_space(self.folder, need))
 
     # --- preparation ---------------------------------------------------------------------------------------
@@ -164,19 +164,25 @@ class LevelRunner:
         self.console.say(f"{self.job.name}: {report.summary}")
 
     def _restore(self, path: Path) -> None:
-        content = load_checkpoint(path)
+        content = check_content(load_checkpoint(path), path)
         data_hash = content.get("data_hash", self.splits.hash)
         if data_hash != self.splits.hash:
             raise ConfigError(
                 f"{path}: expected the data this run began with (hash {data_hash}), got other data (hash "
                 f"{self.splits.hash}). Choose another folder with --output, or restore it."
             )
-        if self.callback is not None:  # before the weights, which its masks would cut
-            self.callback.sparsifier.load_state_dict(content["sparsifier"])
-        self.trainer.evaluated_model.load_state_dict(content["model"])
-        self.trainer.load_state_dict(content["trainer"])
-        if "progress" in content:
-            self.standing = Standing(**content["progress"])
+        try:
+            if self.callback is not None:  # before the weights, which its masks would cut
+                self.callback.sparsifier.load_state_dict(content["sparsifier"])
+            self.trainer.evaluated_model.load_state_dict(content["model"])
+            self.trainer.load_state_dict(content["trainer"])
+            progress = Standing(**content["progress"]) if "progress" in content else None
+        except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+            raise CheckpointError(
+                f"{path}: expected the state of a run of this recipe, got another ({type(error).__name__}). Delete it."
+            ) from error
+        if progress is not None:
+            self.standing = progress
             where = f"step {self.standing.step} in {self.names[self.standing.level]}"
         else:
             self.standing = Standing(content["level"] + 1, content["step"])

@@ -88,7 +88,7 @@ def _num_level_bytes(recipe: Recipe, num_classes: int) -> int:
     """Return the bytes of the files of weights that a level leaves."""
     with torch.device("meta"):
         model = recipe.detector.build(num_classes, pretrained=False)
-    return num_level_bytes(model, recipe.training.ema is not None)
+    return num_level_bytes(model, recipe)
 
 
 def _rates(recipe: Recipe, level: Level, steps_per_epoch: int) -> list[float]:

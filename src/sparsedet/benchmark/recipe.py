@@ -1,7 +1,9 @@
 """A recipe: one YAML file that says everything about one experiment."""
 
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -29,6 +31,8 @@ PATH_KEYS = (
 )
 PLACE_KEYS = ("data.root", "data.cache", "initial_checkpoint", "training.checkpoints", "training.trackers")
 """Keys that change no result: where things are, how often a run is saved, and who watches it."""
+MAX_FILES = 100
+"""Files that one recipe may be made of."""
 
 
 class EvaluationConfig(ConfigModel):
@@ -166,7 +170,9 @@ def load_recipe(path: Path, overrides: tuple[str, ...] = ()) -> LoadedRecipe:
     return finish_recipe(document, overrides)
 
 
-def _with_base(document: Document, translator: Translator, seen: tuple[Path, ...] = ()) -> Document:
+def _with_base(
+    document: Document, translator: Translator, num_files: Iterator[int], seen: tuple[Path, ...] = ()
+) -> Document:
     """Lay `document` on the file (or the files, one on another) that its ``base:`` names, and these on their own."""
     document = translator.translate(document)
     if "base" not in document.data:
@@ -178,10 +184,12 @@ def _with_base(document: Document, translator: Translator, seen: tuple[Path, ...
             raise ConfigError(
                 f"{place}: base: expected the path of a recipe or a list of paths, got {name!r}. Correct it."
             )
-        path = (folder / name).resolve()
+        path = Path(os.path.realpath(folder / name))
         if path in seen:
             raise ConfigError(f"{place}: base: expected another file, got a circle through {path}. Break it.")
-        document = merge(_with_base(read_config(path), translator, (*seen, path)), document)
+        if next(num_files) >= MAX_FILES:  # each may name several, which doubles their number from file to file
+            raise ConfigError(f"{place}: base: expected at most {MAX_FILES} files in all, got more. Name fewer.")
+        document = merge(_with_base(read_config(path), translator, num_files, (*seen, path)), document)
     return document
 
 
@@ -195,7 +203,7 @@ def finish_recipe(document: Document, overrides: Sequence[str] = ()) -> LoadedRe
         ConfigError: with file, line, key path, what was expected and what was found.
     """
     translator = Translator(overrides)
-    document = apply_overrides(_with_base(document, translator), translator.native_overrides)
+    document = apply_overrides(_with_base(document, translator, count()), translator.native_overrides)
     notes = (*translator.notes, *sparsity_block.translate_document(document))
     for key in PATH_KEYS:
         if not key.endswith(".weights") or _is_path(document, key):

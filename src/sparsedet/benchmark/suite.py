@@ -1,5 +1,6 @@
 """A suite: several experiments, usually around one dense start, run one after another into one folder."""
 
+import os
 import re
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -295,7 +296,7 @@ def _take_recipes(suite: Document) -> list[Document]:
         recipe = entry.get("recipe") if isinstance(entry, dict) else None
         path: KeyPath = ("experiments", index, "recipe")
         if isinstance(recipe, str):
-            documents.append(read_config((suite.folders[path] / recipe).resolve()))
+            documents.append(read_config(Path(os.path.realpath(suite.folders[path] / recipe))))
         elif isinstance(recipe, dict):
             documents.append(suite.part(path))
             entry["recipe"] = suite.position(path)

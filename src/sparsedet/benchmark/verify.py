@@ -12,7 +12,7 @@ from sparsedet.benchmark.checkpoint import SavedDetector, open_checkpoint, open_
 from sparsedet.benchmark.compact import read_any
 from sparsedet.benchmark.onnx_export import expected_weights
 from sparsedet.benchmark.upstream.checkpoint import state_dict_of
-from sparsedet.common.checkpoint import check_format, is_sparsedet
+from sparsedet.common.checkpoint import is_sparsedet
 from sparsedet.common.errors import CheckpointError
 from sparsedet.export.counting import TensorCount, count_tensor
 from sparsedet.export.onnx_audit import audit_graph, audit_onnx
@@ -173,7 +173,7 @@ def assess_file(path: Path) -> tuple[Readiness, ...]:
 def _read(path: Path) -> _Content:
     content = read_any(path)
     if is_sparsedet(content):
-        saved = open_content(check_format(content, path), path)
+        saved = open_content(content, path)
         found = find_weights(saved.model)
         weights = {weight.name: weight.tensor.detach() for weight in found}
         return _Content(weights, {weight.name: getattr(weight.layer, "groups", 1) for weight in found}, saved)

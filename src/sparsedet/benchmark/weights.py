@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 from sparsedet.common.errors import CheckpointError
 
+FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+
 
 @dataclass(frozen=True)
 class LoadReport:
@@ -54,6 +56,25 @@ def load_state(
         CheckpointError: more would be left out, or a value is not finite.
     """
     own = model.state_dict()
+    report = check_fit(own, state, path, max_missing)
+    fitting = {key: state[key] for key in report.loaded}
+    for key, value in fitting.items():
+        if value.is_floating_point() and not torch.isfinite(value).all():
+            raise CheckpointError(
+                f"{path}: expected finite weights, got NaN or infinity in '{key}'. Use an earlier checkpoint."
+            )
+    model.load_state_dict(fitting, strict=False)
+    return report
+
+
+def check_fit(
+    own: Mapping[str, Tensor], state: Mapping[str, Tensor], path: Path, max_missing: float | None = None
+) -> LoadReport:
+    """Hold the values in `state` against `own`, those of a detector, without copying any; see `load_state`.
+
+    Raises:
+        CheckpointError: more would be left out, or a value is of another kind of number.
+    """
     missing = tuple(key for key in own if key not in state and not key.endswith("num_batches_tracked"))
     reinitialised = tuple(key for key in own if key in state and state[key].shape != own[key].shape)
     unexpected = tuple(key for key in state if key not in own)
@@ -75,14 +96,15 @@ def load_state(
             f"{path}: expected the weights of this detector, got another model's: {_first(faults, '; ')}. "
             f"Use the recipe and the classes it was trained with, or another checkpoint{remedy}."
         )
-    fitting = {key: state[key] for key in own if key in state and key not in reinitialised}
-    for key, value in fitting.items():
-        if value.is_floating_point() and not torch.isfinite(value).all():
+    fitting = tuple(key for key in own if key in state and key not in reinitialised)
+    for key in fitting:
+        is_float = state[key].dtype in FLOATS
+        if own[key].is_floating_point() != is_float or state[key].is_complex():
             raise CheckpointError(
-                f"{path}: expected finite weights, got NaN or infinity in '{key}'. Use an earlier checkpoint."
+                f"{path}: expected numbers like {own[key].dtype} in '{key}', got {state[key].dtype}. "
+                "Use another checkpoint."
             )
-    model.load_state_dict(fitting, strict=False)
-    return LoadReport(tuple(fitting), missing, reinitialised, unexpected, share)
+    return LoadReport(fitting, missing, reinitialised, unexpected, share)
 
 
 def _other_classes(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> Iterator[str]:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from sparsedet.cli.options import Config, Json, Overrides, overrides
+from sparsedet.common.errors import escape
 
 if TYPE_CHECKING:
     from sparsedet.benchmark.suite import Suite
@@ -26,7 +27,7 @@ def translate(file: Config, set_: Overrides = None, as_json: Json = False) -> No
     suite = _load(file, set_)
     for entry, loaded in zip(suite.config.experiments, suite.recipes, strict=True):
         for note in loaded.notes:
-            print(f"{entry.name}: {note.key}: {note.outcome}: {note.text}", file=sys.stderr)
+            print(escape(f"{entry.name}: {note.key}: {note.outcome}: {note.text}"), file=sys.stderr)
     _print(suite, as_json)
 
 

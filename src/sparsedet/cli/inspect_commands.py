@@ -10,6 +10,7 @@ import typer
 
 from sparsedet.cli.options import Config, Device, Json, Output, Overrides, overrides
 from sparsedet.cli.printing import print_table
+from sparsedet.common.errors import escape
 
 WeightsFile = Annotated[
     Path, typer.Argument(metavar="FILE", help="Checkpoint, safetensors (compact or dense), state dict or ONNX file.")
@@ -58,7 +59,7 @@ def verify(
     else:
         print_table(result.layers)
         for line in result.summary:
-            print(line)
+            print(escape(line))
     if result.faults:
         raise typer.Exit(1)
 

@@ -2,11 +2,14 @@
 
 from typing import Any
 
+from sparsedet.common.errors import escape
+
 
 def print_table(rows: list[dict[str, Any]]) -> None:
     """Print `rows`, which have the same keys, under their keys."""
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     table = Table(box=None, pad_edge=False)
     for key in rows[0]:
@@ -16,7 +19,7 @@ def print_table(rows: list[dict[str, Any]]) -> None:
             overflow="fold",
         )
     for row in rows:
-        table.add_row(*(_cell(value) for value in row.values()))
+        table.add_row(*(Text(escape(_cell(value))) for value in row.values()))  # a plain string would be markup
     console = Console(highlight=False)
     console.print(table) if console.is_terminal else Console(highlight=False, width=220).print(table)
 

@@ -14,6 +14,7 @@ import typer
 
 from sparsedet.cli.options import Config, Device, DryRun, Json, Measure, Output, Overrides, Seed, overrides
 from sparsedet.cli.printing import print_table
+from sparsedet.common.errors import escape
 
 
 class Format(StrEnum):
@@ -176,7 +177,7 @@ def _plan(name: str, changes: tuple[str, ...], output: Path | None, device: str,
         print(line)
     for entry, loaded in zip(suite.config.experiments, suite.recipes, strict=True):
         for key, reason in loaded.recipe.assumed.items():
-            print(f"{entry.name}: assumed: {key}: {reason}")
+            print(escape(f"{entry.name}: assumed: {key}: {reason}"))
 
 
 def _run(

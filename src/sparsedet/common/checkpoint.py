@@ -14,6 +14,9 @@ from sparsedet.common.runtime import require_space
 FORMAT = "sparsedet-checkpoint"
 FORMAT_VERSION = 1
 
+# What the tensors of a file may come to, beside this many times its size: they may be views of few bytes.
+MAX_UNPACKED_BYTES, MAX_RATIO = 2**28, 16
+
 
 def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
     """Write `content` (nested dicts, lists, scalars and tensors) to `path`.
@@ -65,11 +68,11 @@ def read_file(path: Path) -> Any:
         raise CheckpointError(f"{path}: expected a checkpoint file, got {kind}. Check the path.")
     try:
         if zipfile.is_zipfile(path):
-            with zipfile.ZipFile(path) as archive:
-                if broken := archive.testzip():  # torch does not compare the sums of what it reads
-                    raise zipfile.BadZipFile(f"the sum of '{broken}' is wrong")
+            _check_archive(path)
         with torch.serialization.safe_globals(_UNREAD):
-            return torch.load(path, map_location="cpu", weights_only=True)
+            content = torch.load(path, map_location="cpu", weights_only=True)
+        _check_tensors(content, path.stat().st_size)
+        return content
     except Exception as error:  # there are many kinds for a damaged file
         is_code = "nsupported" in str(error) and "nsupported operand" not in str(
             error
@@ -88,6 +91,38 @@ def read_file(path: Path) -> Any:
         ) from error
 
 
+def _check_archive(path: Path) -> None:
+    """Refuse an archive that torch.save does not write: it could unpack to more than it is, or hold other bytes."""
+    with zipfile.ZipFile(path) as archive:
+        entries = archive.infolist()
+        if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
+            raise zipfile.BadZipFile("it is compressed")
+        if sum(entry.file_size for entry in entries) > path.stat().st_size:
+            raise zipfile.BadZipFile("its entries overlap")
+        if broken := archive.testzip():  # torch does not compare the sums of what it reads
+            raise zipfile.BadZipFile(f"the sum of '{broken}' is wrong")
+
+
+def _check_tensors(content: Any, num_file_bytes: int) -> None:
+    """Refuse tensors of other kinds than layers have, and views that stand for far more than the file holds."""
+    found, seen, num_bytes = [content], set(), 0
+    while found:
+        value = found.pop()
+        if id(value) in seen:  # what stands twice is looked at once
+            continue
+        seen.add(id(value))
+        if isinstance(value, dict):
+            found += [*value.keys(), *value.values()]
+        elif isinstance(value, list | tuple | set):
+            found += value
+        elif isinstance(value, torch.Tensor):
+            if value.layout != torch.strided or value.is_meta or value.is_quantized or value.is_nested:
+                raise ValueError("a tensor in it is sparse, quantized, nested or without values")
+            num_bytes += value.numel() * value.element_size()
+    if num_bytes > MAX_UNPACKED_BYTES + MAX_RATIO * num_file_bytes:
+        raise ValueError(f"its tensors claim to be {num_bytes} bytes")
+
+
 def is_sparsedet(content: Any) -> bool:
     """Tell a checkpoint of sparsedet from another program's file."""
     return isinstance(content, dict) and content.get("format") == FORMAT
@@ -103,10 +138,10 @@ def check_format(content: Any, path: Path) -> dict[str, Any]:
         raise CheckpointError(
             f"{path}: expected a file written by sparsedet, got another program's. Give a checkpoint of a run folder."
         )
-    if content["format_version"] > FORMAT_VERSION:
+    version = content.get("format_version")
+    if not isinstance(version, int) or version > FORMAT_VERSION:
         raise CheckpointError(
-            f"{path}: expected format version {FORMAT_VERSION} or older, got {content['format_version']}. "
-            "Update sparsedet."
+            f"{path}: expected format version {FORMAT_VERSION} or older, got {version}. Update sparsedet."
         )
     return cast(dict[str, Any], content)
 

@@ -1,7 +1,9 @@
 """YAML documents that remember where each value was written, so that an error can name file and line."""
 
 import datetime
+import json
 import os
+import stat
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -10,14 +12,17 @@ from typing import Any
 
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap, CommentedSeq, TaggedScalar
-from ruamel.yaml.error import MarkedYAMLError, YAMLError, YAMLWarning
+from ruamel.yaml.error import MarkedYAMLError, YAMLWarning
+from ruamel.yaml.events import AliasEvent, CollectionEndEvent, CollectionStartEvent
 from ruamel.yaml.scalarbool import ScalarBoolean
 
 from sparsedet.common.errors import ConfigError
 
 KeyPath = tuple[str | int, ...]
 Version = tuple[int, int]
+MAX_BYTES = 2**20
 MAX_VALUES = 100_000
+MAX_DEPTH = 50
 PLAIN_TAGS = {None, "tag:yaml.org,2002:map", "tag:yaml.org,2002:seq"}
 
 
@@ -80,11 +85,17 @@ def read_yaml(path: Path, version: Version = (1, 2)) -> Document:
     Raises:
         ConfigError: the file is missing, is not YAML, has duplicate keys, tags, or another top level.
     """
+    expected = f"{path}: expected a readable YAML file"
     try:
+        about = path.stat()
+        if not stat.S_ISREG(about.st_mode):  # a pipe or device may never end
+            raise ConfigError(f"{expected}, got no ordinary file. Check the path.")
+        if about.st_size > MAX_BYTES:
+            raise ConfigError(f"{expected} of at most {MAX_BYTES} bytes, got {about.st_size}. Check the path.")
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "not UTF-8 text"
-        raise ConfigError(f"{path}: expected a readable YAML file, got '{reason}'. Check the path.") from error
+        raise ConfigError(f"{expected}, got '{reason}'. Check the path.") from error
     return parse_yaml(text, str(path), path.absolute().parent, version)
 
 
@@ -95,13 +106,14 @@ def parse_yaml(text: str, source: str, folder: Path, version: Version = (1, 2)) 
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", YAMLWarning)  # 1e-3 is a number here, in YAML 1.1 too
+            _check_nesting(yaml, text)
             tree = yaml.load(text)
     except MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = f":{mark.line + 1}" if mark else ""
         problem = str(error.problem or error.context).split("\n")[0]
         raise ConfigError(f"{source}{line}: expected valid YAML, got {problem}. Correct that line.") from error
-    except (YAMLError, ValueError, RecursionError) as error:
+    except Exception as error:  # ruamel has many kinds for what it does not expect
         raise ConfigError(f"{source}: expected valid YAML, got {error}. Correct the file.") from error
     if not isinstance(tree, CommentedMap):
         raise ConfigError(
@@ -111,6 +123,21 @@ def parse_yaml(text: str, source: str, folder: Path, version: Version = (1, 2)) 
     document = Document({}, source=source)
     document.data = _plain(tree, (), document, folder)
     return document
+
+
+def _check_nesting(yaml: YAML, text: str) -> None:
+    """Refuse deep nesting, which takes ruamel seconds, and an alias in what it stands for, which it reads as null."""
+    inside: list[str | None] = []
+    for event in yaml.parse(text):
+        if isinstance(event, CollectionStartEvent):
+            inside.append(event.anchor)
+            if len(inside) > MAX_DEPTH:
+                problem = f"more than {MAX_DEPTH} levels of nesting"
+                raise MarkedYAMLError(problem=problem, problem_mark=event.start_mark)
+        elif isinstance(event, CollectionEndEvent):
+            inside.pop()
+        elif isinstance(event, AliasEvent) and event.anchor in inside:
+            raise MarkedYAMLError(problem=f"the alias '{event.anchor}' inside itself", problem_mark=event.start_mark)
 
 
 def _plain(node: Any, path: KeyPath, document: Document, folder: Path) -> Any:
@@ -125,29 +152,42 @@ def _plain(node: Any, path: KeyPath, document: Document, folder: Path) -> Any:
         raise ConfigError(
             f"{document.source}: expected at most {MAX_VALUES} values, got more. Look for aliases inside aliases."
         )
+    if len(path) > MAX_DEPTH:
+        raise ConfigError(
+            f"{document.position(path)}: expected at most {MAX_DEPTH} levels of nesting, got more. "
+            "Look for brackets, or an alias inside what it stands for."
+        )
     if type(node) is CommentedMap:
         return {key: _child(node, key, path, document, folder) for key in node}
     if type(node) is CommentedSeq:
         return [_child(node, index, path, document, folder) for index in range(len(node))]
+    return _scalar(node, f"{document.position(path)}: {format_path(path)}")
+
+
+def _scalar(node: Any, where: str) -> Any:
     if isinstance(node, bool | ScalarBoolean):  # the latter has an anchor and is an int
         return bool(node)
     if node is None:
         return None
     if isinstance(node, int):
+        if not -(2**63) <= node < 2**63:
+            raise ConfigError(f"{where}: expected whole numbers of 64 bits, got a larger one. Correct it.")
         return int(node)
     if isinstance(node, float):
         return float(node)
     if isinstance(node, str | datetime.date):
+        if not _is_text(node):
+            raise ConfigError(f"{where}: expected text, got a null or half a Unicode character in it. Remove it.")
         return str(node)
     raise ConfigError(
-        f"{document.position(path)}: {format_path(path)}: expected a mapping, a list, text, a number, true, false or "
-        f"null, got {type(node).__name__}. Write it as one of these."
+        f"{where}: expected a mapping, a list, text, a number, true, false or null, got {type(node).__name__}. "
+        "Write it as one of these."
     )
 
 
 def _child(node: Any, key: str | int, path: KeyPath, document: Document, folder: Path) -> Any:
     child_path = (*path, key)
-    if type(node) is CommentedMap and not isinstance(key, str):
+    if type(node) is CommentedMap and not (isinstance(key, str) and _is_text(key)):
         raise ConfigError(
             f"{document.source}:{node.lc.line + 1}: {format_path(path)}: expected text as key, got {key!r}. "
             "Put the key in quotes."
@@ -156,6 +196,48 @@ def _child(node: Any, key: str | int, path: KeyPath, document: Document, folder:
     document.positions[child_path] = f"{document.source}:{place[0] + 1}"
     document.folders[child_path] = folder
     return _plain(node[key], child_path, document, folder)
+
+
+def parse_json(text: str, source: str) -> Document:
+    """Read what the project itself wrote as JSON: a mapping within the limits that YAML has too.
+
+    Raises:
+        ConfigError: it is no JSON, has another top level, or is too large or too deep.
+    """
+    try:
+        data = json.loads(text)
+        is_sound = isinstance(data, dict) and _is_plain(data)
+    except (ValueError, RecursionError):
+        is_sound = False
+    if not is_sound:
+        raise ConfigError(
+            f"{source}: expected a mapping in JSON with text as text may be, of at most {MAX_VALUES} values and "
+            f"{MAX_DEPTH} levels, got {text[:40]!r}. The file is damaged: write it again."
+        )
+    return Document(data, source=source)
+
+
+def _is_plain(data: Any) -> bool:
+    """Tell whether parsed JSON keeps to what YAML may hold."""
+    level, num_values = [data], 0
+    for _ in range(MAX_DEPTH):
+        num_values += len(level)
+        if not all(map(_is_text, level)) or num_values > MAX_VALUES:
+            return False
+        level = [value for node in level if isinstance(node, dict | list) for value in _parts(node)]
+    return not level
+
+
+def _parts(node: dict[str, Any] | list[Any]) -> list[Any]:
+    return [*node, *node.values()] if isinstance(node, dict) else node
+
+
+def _is_text(value: Any) -> bool:
+    """Tell whether text can be a path and be written to a file; other values can."""
+    try:
+        return not isinstance(value, str) or "\0" not in value.encode().decode()
+    except UnicodeEncodeError:
+        return False
 
 
 # --- merging and overriding --------------------------------------------------------------------------------

@@ -17,6 +17,8 @@ SparseDetError
 import difflib
 from collections.abc import Iterable
 
+MAX_MESSAGE_LENGTH = 10_000  # characters; what a file from a stranger repeats in it may be endless
+
 
 class SparseDetError(Exception):
     """Base of all errors that sparsedet raises on purpose; the CLI prints the message and exits 2.
@@ -26,6 +28,9 @@ class SparseDetError(Exception):
     """
 
     is_said = False
+
+    def __init__(self, *texts: str) -> None:
+        super().__init__(*map(_cut, texts))
 
 
 class ConfigError(SparseDetError, ValueError):
@@ -62,6 +67,26 @@ class ProcessesError(SparseDetError):
 
 class MissingExtraError(SparseDetError):
     """An optional dependency is not installed."""
+
+
+def _cut(text: str) -> str:
+    escaped = escape_lines(text[: MAX_MESSAGE_LENGTH + 1])
+    return escaped if len(escaped) <= MAX_MESSAGE_LENGTH else escaped[:MAX_MESSAGE_LENGTH] + "…"
+
+
+def escape(text: str) -> str:
+    """Return `text` with escapes in place of control characters, line ends, and what is no Unicode.
+
+    A terminal acts on some of these, and messages repeat what stands in files of strangers.
+    """
+    if text.isprintable():
+        return text
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+
+
+def escape_lines(text: str) -> str:
+    """Return `text` as `escape` does, but keep its line ends."""
+    return "\n".join(map(escape, text.split("\n")))
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -19,7 +19,8 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
     partial = path.with_name(path.name + ".partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with partial.open("wb") as stream:
+        partial.unlink(missing_ok=True)
+        with partial.open("xb") as stream:  # never through a link that someone put there
             write(stream)
             stream.flush()
             os.fsync(stream.fileno())

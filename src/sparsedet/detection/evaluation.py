@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from sparsedet.common.errors import ConfigError, DatasetError, MissingExtraError
 from sparsedet.common.files import write_atomically
+from sparsedet.detection.data.findings import printable
 from sparsedet.detection.data.json_file import parse_json, read_bytes
 from sparsedet.detection.structures import Detections
 
@@ -155,7 +156,7 @@ def _curves(
 ) -> _Curves:
     _check_results(ground_truth, results)
     detections = [
-        {"id": number, **_plain(result), "area": result["bbox"][2] * result["bbox"][3], "iscrowd": 0}
+        {"id": number, **_plain(result), "area": _area(result["bbox"]), "iscrowd": 0}
         for number, result in enumerate(results, start=1)
     ]
     limits = [1, min(10, max_detections), max_detections]  # in rising order, which pycocotools would make of them
@@ -218,15 +219,15 @@ def _check_results(ground_truth: dict[str, Any], results: Sequence[CocoResult]) 
                 f"{where}: expected the keys {list(_KEYS)}, got {sorted(result)}. Give COCO results of boxes."
             )
         for key, known in ("image_id", image_ids), ("category_id", category_ids):
-            if result[key] not in known:
+            if type(result[key]) is not int or result[key] not in known:
                 raise DatasetError(
                     f"{where}.{key}: expected one of the {len(known)} ids in the annotation file, "
-                    f"got {result[key]}. Evaluate the results against the annotations they were made for."
+                    f"got {printable(result[key])}. Evaluate the results against the annotations they were made for."
                 )
         if not _is_box(result["bbox"]) or not _is_finite(result["score"]):
             raise DatasetError(
-                f"{where}: expected 4 finite numbers as bbox and a finite score, got {result['bbox']} and "
-                f"{result['score']} for image {result['image_id']}. "
+                f"{where}: expected 4 finite numbers as bbox and a finite score, got {printable(result['bbox'])} and "
+                f"{printable(result['score'])} for image {result['image_id']}. "
                 "The detector may have diverged: lower its learning rate."
             )
 
@@ -289,8 +290,15 @@ def _plain(result: CocoResult) -> CocoResult:
 
 
 def _is_box(bbox: Any) -> bool:
-    return isinstance(bbox, list | tuple) and len(bbox) == 4 and all(map(_is_finite, bbox))
+    return isinstance(bbox, list | tuple) and len(bbox) == 4 and all(map(_is_finite, bbox)) and _is_finite(_area(bbox))
+
+
+def _area(bbox: Any) -> Any:
+    return bbox[2] * bbox[3]
 
 
 def _is_finite(number: Any) -> bool:
-    return isinstance(number, int | float) and math.isfinite(number)
+    try:
+        return isinstance(number, int | float) and math.isfinite(number)
+    except OverflowError:  # an integer beyond every float
+        return False

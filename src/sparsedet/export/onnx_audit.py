@@ -98,9 +98,9 @@ def audit_graph(path: Path, graph: Any, expected: Mapping[str, Tensor] | None = 
     """Do what `audit_onnx` does with the graph of a file that was read already."""
     try:
         stored = stored_weights(path, graph)
+        tensors = tuple(count_tensor(weight.name, torch.from_numpy(weight.rows)) for weight in stored)
     except (ValueError, IndexError, TypeError) as error:  # attributes that do not fit the shapes
         raise CheckpointError(f"{path}: expected a valid ONNX graph, got '{error}'. Export it again.") from error
-    tensors = tuple(count_tensor(weight.name, torch.from_numpy(weight.rows)) for weight in stored)
     distinct = tuple(tensors[index] for index in _distinct(stored))
     if expected is None:
         return OnnxAudit(tensors, distinct)

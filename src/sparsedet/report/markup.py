@@ -5,7 +5,9 @@ import io
 import re
 import unicodedata
 from collections.abc import Callable, Sequence
+from typing import Any
 
+from sparsedet.common.errors import escape, escape_lines
 from sparsedet.report.run import Run
 from sparsedet.report.tables import Table, detail_table, environments, notes, origin_table, published_tables
 
@@ -23,7 +25,10 @@ def to_md(run: Run) -> str:
 
 
 def to_csv(run: Run) -> str:
-    """Return one line per record with all its fields, nested ones as `metrics.ap`; shares stay in [0, 1]."""
+    """Return one line per record with all its fields, nested ones as `metrics.ap`; shares stay in [0, 1].
+
+    Text that a spreadsheet would run as a formula has an apostrophe before it.
+    """
     rows = []
     for record in run.records:
         row: dict[str, object] = {}
@@ -31,13 +36,21 @@ def to_csv(run: Run) -> str:
             row |= (
                 {f"{key}.{inner}": item for inner, item in value.items()} if isinstance(value, dict) else {key: value}
             )
-        rows.append(row)
+        rows.append({_cell(key): _cell(value) for key, value in row.items()})
     stream = io.StringIO()
     columns = dict.fromkeys(key for row in rows for key in row)
     writer = csv.DictWriter(stream, list(columns), lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     return stream.getvalue()
+
+
+def _cell(value: Any) -> Any:
+    """Return text so that no program takes it for a formula; numbers as they are."""
+    if not isinstance(value, str):
+        return value
+    value = escape_lines(value)  # among it \r, a line end that csv does not quote
+    return f"'{value}" if value.lstrip()[:1] in tuple("=+-@") else value
 
 
 def _document(
@@ -67,13 +80,13 @@ def _escaped(table: Table, escape: Escape) -> list[list[str]]:
 
 def _escape_rst(text: str) -> str:
     """Escape what would start inline markup, a reference, a list or a directive; `8*16` needs nothing."""
-    text = " ".join(text.split()).replace("\\", "\\\\")
+    text = escape(" ".join(text.split())).replace("\\", "\\\\")
     text = re.sub(r"(?<![^\W_])[*`|](?=\S)|`|_(?![^\W_])", r"\\\g<0>", text)
     return re.sub(r"^(?=[^\w\\…(+-]|[+-](?!\d+\.\d)|\(?\w+[.)]\s)", r"\\", text)
 
 
 def _escape_md(text: str) -> str:
-    return re.sub(r"[\\`*\[\]<>|~&$]|(?<!\w)_|_(?!\w)", r"\\\g<0>", " ".join(text.split()))
+    return re.sub(r"[\\`*\[\]<>|~&$]|(?<!\w)_|_(?!\w)", r"\\\g<0>", escape(" ".join(text.split())))
 
 
 def _width(text: str) -> int:

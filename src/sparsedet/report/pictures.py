@@ -1,6 +1,9 @@
 """Strips of sample images: ground truth, dense and every level side by side, drawn with Pillow."""
 
 import io
+import os
+import re
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
@@ -10,7 +13,7 @@ from typing import Any
 import matplotlib
 from PIL import Image, ImageDraw, ImageFont
 
-from sparsedet.common.errors import DatasetError
+from sparsedet.common.errors import DatasetError, escape
 from sparsedet.report.plots import COLOURS
 from sparsedet.report.record import Record
 from sparsedet.report.run import Experiment, Run, read_saved
@@ -18,6 +21,8 @@ from sparsedet.report.tables import ap_text, level_name
 
 MIN_SCORE = 0.3
 MAX_SAMPLES = 4
+MAX_PIXELS = 1e6
+MAX_NAME_LENGTH = 100
 PANEL_SIZE = 256
 TITLE_HEIGHT = 20
 GAP = 4
@@ -61,10 +66,10 @@ def read_samples(experiment: Experiment) -> tuple[tuple[Sample, ...], dict[int, 
 
     def take(data: Any) -> tuple[tuple[Sample, ...], dict[int, str]]:
         samples = tuple(
-            Sample(image["image_id"], experiment.folder / image["file"], tuple(map(_box, image["boxes"])))
+            Sample(_id(image["image_id"]), _inside(experiment.folder, image["file"]), tuple(map(_box, image["boxes"])))
             for image in data["images"]
         )
-        return samples, {category["id"]: str(category["name"]) for category in data["categories"]}
+        return samples, {_id(category["id"]): _name(category["name"]) for category in data["categories"]}
 
     return read_saved(path, take)
 
@@ -185,15 +190,38 @@ def _detections(folder: Path, record: Record, wanted: set[int]) -> dict[int, lis
 
 def _box(row: Any) -> Box:
     x, y, w, h = (float(value) for value in row["bbox"])
+    if not all(abs(value) <= MAX_PIXELS for value in (x, y, w, h)):  # nor NaN
+        raise ValueError(f"the box {(x, y, w, h)}")
     score = row.get("score")
-    return Box((x, y, w, h), row["category_id"], None if score is None else float(score))
+    return Box((x, y, max(w, 0.0), max(h, 0.0)), _id(row["category_id"]), None if score is None else float(score))
+
+
+def _id(value: Any) -> int:
+    if type(value) is not int:
+        raise ValueError("an id that is no whole number")
+    return value
+
+
+def _name(value: Any) -> str:
+    return escape(" ".join(str(value).split())[:MAX_NAME_LENGTH])
+
+
+def _inside(folder: Path, name: Any) -> Path:
+    """Return the path of a sample image: another's picture has no place in a report."""
+    path = folder / str(name)
+    is_inside = Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder))
+    if not (re.fullmatch(r"samples/\w+\.png", str(name)) and is_inside):
+        raise ValueError(f"the file '{name}', which is no PNG file in its folder samples")
+    return path
 
 
 def _open(path: Path) -> Image.Image:
     try:
-        with Image.open(path) as image:
-            return image.convert("RGB")
-    except OSError as error:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(path, formats=["PNG"]) as image:  # as a run saves them; others may be programs
+                return image.convert("RGB")
+    except Exception as error:  # Pillow has many kinds for a damaged file
         raise DatasetError(
             f"{path}: expected the sample image that samples.json names, got {type(error).__name__}. "
             "Put it back, or delete samples.json for a report without pictures."

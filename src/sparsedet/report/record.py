@@ -9,13 +9,14 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator
 
 from sparsedet.common.config import ConfigModel, validate
-from sparsedet.common.document import Document
+from sparsedet.common.document import parse_json
 from sparsedet.common.errors import ConfigError, StorageError
 
 RECORDS_FILE = "records.jsonl"
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=0)]
+FolderName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 Difference = Annotated[float, Field(ge=-1, le=1)]
 
 
@@ -58,7 +59,7 @@ class Record(ConfigModel):
     """
 
     format_version: Literal[1] = 1
-    experiment: str
+    experiment: FolderName
     family: str
     label: str
     scheduler: str
@@ -91,7 +92,7 @@ class Record(ConfigModel):
     environment: dict[str, str | int | float | bool | None]
     config_hash: str
     data_hash: str
-    folder: str
+    folder: FolderName
 
     @field_validator("metrics")
     @classmethod
@@ -193,7 +194,7 @@ def _read_text(path: Path) -> str:
 def _is_json(text: str) -> bool:
     try:
         json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
     return True
 
@@ -203,4 +204,4 @@ def _parse(line: str, place: str) -> Record:
         raise ConfigError(
             f"{place}: expected a record in JSON, got {line[:40]!r}. Delete that line; its level is then run again."
         )
-    return validate(Record, Document(json.loads(line), source=place))
+    return validate(Record, parse_json(line, place))

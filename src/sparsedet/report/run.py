@@ -1,7 +1,7 @@
 """A run folder as the report sees it: the suite's experiments in order, each with its records so far."""
 
 import json
-import re
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,9 +10,9 @@ from typing import Any, Literal, TypeVar
 from pydantic import field_validator
 
 from sparsedet.common.config import ConfigModel, validate
-from sparsedet.common.document import Document
+from sparsedet.common.document import parse_json
 from sparsedet.common.errors import ConfigError
-from sparsedet.report.record import Record, Share, read_records
+from sparsedet.report.record import FolderName, Record, Share, read_records
 
 SUITE_FILE = "suite.json"
 
@@ -23,7 +23,7 @@ class Entry(ConfigModel):
     """What `suite.json` says of one experiment before it has run.
 
     Attributes:
-        name: folder of the experiment inside the run folder; starts with a letter or a digit.
+        name: folder of the experiment inside the run folder: letters, digits, ``._-``, a letter or digit first.
         family: heading of its result table.
         label: row of that table.
         start: name of the dense experiment whose weights it starts from.
@@ -34,7 +34,7 @@ class Entry(ConfigModel):
         published_ap: AP in [0, 1] published elsewhere for each level (one value for a dense run), null where none was.
     """
 
-    name: str
+    name: FolderName
     family: str
     label: str
     start: str | None = None
@@ -43,15 +43,6 @@ class Entry(ConfigModel):
     budget: Literal["weights", "macs"] = "weights"
     sparsities: tuple[Share, ...] = ()
     published_ap: tuple[Share | None, ...] = ()
-
-    @field_validator("name")
-    @classmethod
-    def _is_folder_name(cls, name: str) -> str:
-        if not re.fullmatch(r"[^\W_][^/\\]*", name):
-            raise ValueError(
-                f"expected a folder name that starts with a letter or a digit, got '{name}'. Rename the experiment."
-            )
-        return name
 
 
 class Suite(ConfigModel):
@@ -168,10 +159,11 @@ def load_run(run_dir: Path) -> Run:
             f"{run_dir}: expected a run folder with {SUITE_FILE}, got {_describe(run_dir)}. "
             "Give the folder that 'sparsedet train', 'bench' or 'demo' wrote."
         )
-    suite = validate(Suite, Document(read_saved(path, lambda data: data), source=str(path)))
+    suite = validate(Suite, parse_json(_read_text(path), str(path)))
     experiments: list[Experiment] = []
     notices: list[str] = list(suite.notes)
     for entry in suite.experiments:
+        _check_inside(run_dir, run_dir / entry.name)
         records, found = read_records(run_dir / entry.name)
         experiments.append(Experiment(entry, run_dir / entry.name, records))
         notices += found
@@ -184,13 +176,30 @@ def read_saved(path: Path, take: Callable[[Any], Value]) -> Value:
     Raises:
         ConfigError: the file cannot be read, or `take` does not find what it looks for.
     """
+    text = _read_text(path)
     try:
-        return take(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return take(json.loads(text))
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError, OverflowError) as error:
         raise ConfigError(
             f"{path}: expected JSON as a run writes it, got {type(error).__name__} ({error}). "
             "Delete the folder of that experiment and run it again."
         ) from error
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError as error:
+        raise ConfigError(f"{path}: expected a readable file, got '{error.strerror}'. Check the path.") from error
+
+
+def _check_inside(run_dir: Path, folder: Path) -> None:
+    """Refuse a link out of the run folder: the report would be written to where it leads."""
+    target = Path(os.path.realpath(folder))
+    if not target.is_relative_to(os.path.realpath(run_dir)):
+        raise ConfigError(
+            f"{folder}: expected a folder inside the run folder, got a link to {target}. Put the folder itself there."
+        )
 
 
 def _describe(path: Path) -> str:

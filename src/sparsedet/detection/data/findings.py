@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from sparsedet.common.errors import DatasetError
+from sparsedet.common.errors import DatasetError, escape
 from sparsedet.detection.data.kinds import KINDS, Policy
 
 MAX_FAULTS_SHOWN = 10
@@ -142,10 +142,7 @@ def shorten(values: Sequence[object], num_shown: int = 10) -> str:
 def printable(value: object) -> str:
     """Return `value` as text that is safe to print: not endless, and without control characters."""
     text = _text(value)
-    text = text if len(text) <= MAX_VALUE_LENGTH else text[:MAX_VALUE_LENGTH] + "…"
-    if text.isprintable():
-        return text
-    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+    return escape(text if len(text) <= MAX_VALUE_LENGTH else text[:MAX_VALUE_LENGTH] + "…")
 
 
 def _text(value: object) -> str:

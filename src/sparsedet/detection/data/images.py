@@ -60,8 +60,8 @@ class ImageError(DatasetError):
 
     def __init__(self, kind: str, message: str) -> None:
         super().__init__(kind, message)  # both, so that it can be sent from a worker process
-        self.kind = kind
-        self.message = message
+        self.kind: str = self.args[0]
+        self.message: str = self.args[1]
 
     def __str__(self) -> str:
         return self.message

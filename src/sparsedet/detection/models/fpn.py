@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 import torch.nn.functional as F
-from pydantic import PositiveFloat, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
 from sparsedet.common.config import ConfigModel
@@ -29,7 +29,7 @@ class FPNConfig(ConfigModel):
 
     type: Literal["fpn"] = "fpn"
     channels: PositiveInt = 256
-    num_levels: PositiveInt = 5
+    num_levels: int = Field(default=5, ge=1, le=16)
     extra: Literal["conv", "pool"] = "conv"
     norm: Norm = "batch_norm"
     sync_group_size: PositiveInt | None = None

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Literal, NamedTuple, cast
 
 import torch.nn.functional as F
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
 from sparsedet.common.config import ConfigModel
@@ -49,7 +49,7 @@ class RetinaHeadConfig(ConfigModel):
 
     type: Literal["retina"] = "retina"
     channels: PositiveInt | None = None
-    num_convs: NonNegativeInt = 4
+    num_convs: int = Field(default=4, ge=0, le=64)
     norm: Norm = "batch_norm"
     sync_group_size: PositiveInt | None = None
     prior: float = Field(default=0.01, gt=0, lt=1)

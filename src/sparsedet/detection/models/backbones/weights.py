@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.models import get_model_weights
 
+from sparsedet.common.checkpoint import read_file
 from sparsedet.common.errors import CheckpointError, ConfigError, did_you_mean
 
 FILE_SUFFIXES = (".pth", ".pt")
@@ -50,10 +51,10 @@ def load_weights(backbone: nn.Module, kind: str, weights: str, unused: tuple[str
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError as error:
-        raise CheckpointError(f"weights: expected a file, got the missing '{path}'. Check the path.") from error
-    except Exception as error:  # torch.load raises many kinds for a damaged or foreign file
+        state = read_file(path)
+    except CheckpointError as error:
+        if not path.exists():
+            raise CheckpointError(f"weights: expected a file, got the missing '{path}'. Check the path.") from error
         raise CheckpointError(
             f"weights: expected a state dict of tensors, got the unreadable '{path}' ({_first_line(error)}). "
             "Save the model's state_dict() with torch.save."
