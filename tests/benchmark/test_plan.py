@@ -11,7 +11,8 @@ from sparsedet.benchmark.suite import load_suite, run_suite
 from sparsedet.common.errors import ConfigError
 from sparsedet.common.shipped import find_config
 
-WEIGHTS = ("checkpoint.pt", "weights.safetensors")
+WEIGHTS = ("checkpoint.pt", "best.pt", "weights.safetensors")
+BEST = ("evaluation.every_steps=1", "training.checkpoints.keep_best=true")
 PUBLISHED = {  # COCO val2017 box AP in percent, by row: dense, 30 to 90 %, 2:4
     "retinanet-r50": (37.0, (37.5, 37.7, 37.6, 37.2, 36.7, 33.7, 32.6), 36.8),
     "retinanet-improve-r18": (40.7, (40.7, 40.7, 40.5, 40.3, 39.5, 37.1, 29.5), 40.3),
@@ -74,13 +75,14 @@ def test_no_data_and_no_number_of_images(tiny_recipe):
 
 
 def test_the_disk_of_a_plan_holds_what_a_run_leaves(tiny_recipe, tmp_path):
-    for overrides in ((), ("training.ema={decay: 0.5}",), ("sparsity={schedule: {type: one_shot, sparsity: 0.5}}",)):
+    pruned = "sparsity={schedule: {type: one_shot, sparsity: 0.5}}"
+    for overrides in ((), ("training.ema={decay: 0.5}",), (pruned,), BEST):
         suite = load_suite(tiny_recipe, ("training.steps=1", *overrides))
         (row,) = plan(suite)
         folder = tmp_path / str(len(list(tmp_path.iterdir())))
         run_suite(suite, folder, "cpu", Console(quiet=True))
         sizes = [path.stat().st_size / 2**20 for path in folder.rglob("*") if path.name in WEIGHTS]
-        assert len(sizes) == 2
+        assert len(sizes) == (3 if overrides is BEST else 2)
         assert sum(sizes) < row["disk MiB"] < sum(sizes) + 1.5  # a MiB is added for what is not weights
 
 
@@ -105,6 +107,8 @@ def test_what_a_plan_says_of_disk_and_hours(tiny_recipe, tmp_path, monkeypatch):
     free = f"3.00 GiB are free at {tmp_path}"
     folder = tmp_path / "not" / "there"
     assert summary(rows, suite, folder) == [line.format("3.00") + free + ": NOT ENOUGH"]  # keeps 2, and writes one
+    inside = summary(rows, load_suite(tiny_recipe, BEST), folder)[0]
+    assert inside.startswith(line.format("1.50"))  # three checkpoints, of which a level leaves two
     rows = [{**row, "disk MiB": row["disk MiB"] / 2, "hours": 0.75} for row in rows]
     found = summary(rows, suite, folder)
     assert found[0].endswith(free)

@@ -46,6 +46,10 @@ def test_bases_are_laid_one_on_another_and_keep_their_own_folders(tiny_recipe, t
             f"base: tiny.yaml\n{PRUNING}published_ap: [0.4]\n",
             r"published_ap: expected 2 values, one for each level, got 1",
         ),
+        (
+            "base: tiny.yaml\ntraining: {checkpoints: {keep_best: true}}\n",
+            r"training.checkpoints.keep_best: expected evaluation.every_steps to say how often .*, got null. Set it",
+        ),
         ("experiments: []\n", r"expected a recipe, got a suite of several"),
         ("base: tiny.yaml\ntraining: {steps: null}\n", r"top.yaml:2: training: expected either 'steps' or 'epochs'"),
     ],
@@ -60,6 +64,8 @@ def test_a_recipe_reads_back_equal_and_its_hash_does_not_depend_on_places(tiny_r
     recipe = load_recipe(tiny_recipe).recipe
     assert validate(Recipe, Document(dump(recipe))) == recipe
     moved = load_recipe(tiny_recipe, ("data.root=/elsewhere", "initial_checkpoint=/x.pt")).recipe
+    looked_at = ("evaluation.every_steps=2", "training.checkpoints.keep_best=true")
+    assert load_recipe(tiny_recipe, looked_at).recipe.hash() == recipe.hash()
     assert moved.hash() == recipe.hash() != load_recipe(tiny_recipe, ("seed=1",)).recipe.hash()
 
 

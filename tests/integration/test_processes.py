@@ -65,6 +65,7 @@ SYNCED = (IOU, *(f"detector.{part}.norm=sync_batch_norm" for part in ("backbone"
 SGD = ("training.optimizer={type: sgd, lr: 0.001}",)  # little, so that what is rounded stays as small
 DYNAMIC = "sparsity={schedule: {type: dynamic, sparsity: 0.8}, update_interval: 2, allocation: {type: erk}}"
 EMA = "training.ema={decay: 0.5, ramp: linear, ramp_steps: 2}"
+INSIDE = ("evaluation.every_steps=2", "training.checkpoints.keep_best=true")
 SHAPE = ("data.pad_multiple=128",)  # else a process pads its images to the largest of its own
 BATCH = ("training.steps=8", "training.batch_size=4")
 
@@ -113,7 +114,7 @@ def start(recipe):
 def two(recipe, start):
     """Folder of what two processes did, one folder for each case, and what they said."""
     folder = recipe.parent / "two"
-    resumed = (*BATCH, DYNAMIC, EMA, "training.forward_batch_size=1", IOU)
+    resumed = (*BATCH, DYNAMIC, EMA, "training.forward_batch_size=1", IOU, *INSIDE)
     cases = [
         ("same", (*BATCH, *SHAPE, *SGD, *FROZEN, LEVELS, f"initial_checkpoint={start}"), {}),
         ("synced", (*BATCH, *SHAPE, *SGD, *SYNCED, LEVELS), {}),
@@ -142,7 +143,7 @@ def lines(folder, name, *without):
 
 
 def losses(folder):
-    return [(row["loss"], row["gradient_norm"]) for row in lines(folder, "metrics.jsonl")]
+    return [(row["loss"], row["gradient_norm"]) for row in lines(folder, "metrics.jsonl") if "loss" in row]
 
 
 def states(folder):
@@ -212,6 +213,17 @@ def test_two_processes_stop_together_and_go_on_to_the_same_bits(two):
     for part in ("model", "sparsifier", "trainer", "metrics"):
         assert_equal(*(state["tiny/sparsity-0.8/checkpoint.pt"][part] for state in (whole, stopped)))
     assert losses(folder / "whole") == losses(folder / "stopped")
+    inside = [
+        [row for row in lines(folder / name, "metrics.jsonl") if "val_ap" in row] for name in ("whole", "stopped")
+    ]
+    assert [row["step"] for row in inside[0]] == [1, 3, 5]  # at step 2 it was broken off
+    assert inside[0] == inside[1]
+    best = [load_checkpoint(folder / name / "tiny" / "sparsity-0.8" / "best.pt") for name in ("whole", "stopped")]
+    assert_equal(*best)
+    (record,) = lines(folder / "whole", "records.jsonl")
+    assert (
+        best[0]["metrics"]["ap"] == record["best_ap"] == max(record["metrics"]["ap"], *(r["val_ap"] for r in inside[0]))
+    )
 
 
 def assert_equal(one, other):

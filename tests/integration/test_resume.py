@@ -21,6 +21,7 @@ from sparsedet.benchmark.suite import load_suite, run_suite
 from sparsedet.common.checkpoint import load_checkpoint
 from sparsedet.common.errors import CheckpointError, ConfigError, DatasetError, StorageError
 from sparsedet.common.stopping import Stopped
+from sparsedet.detection.trainer import Trainer
 
 LEVELS = "sparsity={schedule: {type: level_wise, levels: [0.5, 0.8]}}"
 SGD = "training.optimizer={type: sgd, lr: 0.01}"
@@ -91,7 +92,7 @@ def assert_same_run(one, other):
     assert_equal(*(lines(folder / "metrics.jsonl", *TIME_KEYS) for folder in (one, other)))
     assert_equal(*(lines(folder / "records.jsonl", "seconds", "environment") for folder in (one, other)))
     for name in files[0]:
-        if name.endswith("checkpoint.pt"):
+        if name.endswith(("checkpoint.pt", "best.pt")):
             assert_equal(*(load_checkpoint(folder / name) for folder in (one, other)), name)
         if name.endswith(("detections.json", "weights.safetensors")):
             assert (one / name).read_bytes() == (other / name).read_bytes()
@@ -114,6 +115,7 @@ SETTINGS = {
         "evaluation.after_pruning=true",
         EMA,
     ),
+    "evaluated inside": (LEVELS, EMA, "evaluation.every_steps=1", "training.checkpoints.keep_best=true"),
     "dense, passes, bf16": (
         "training.batch_size=4",
         "training.forward_batch_size=2",
@@ -133,18 +135,24 @@ def test_a_run_stopped_in_the_middle_of_epochs_and_levels_ends_with_the_same_bit
     assert_same_run(tmp_path / "whole", tmp_path / "stopped")
 
 
-@pytest.mark.parametrize("when", ["after_pruning", "end"])
-def test_a_run_stopped_while_it_evaluates_ends_with_the_same_bits(when, tiny_recipe, tmp_path, monkeypatch):
-    run(tiny_recipe, tmp_path / "whole", LEVELS, EMA)
+def breaking_off(monkeypatch, number):
+    """Let a signal come in an evaluation; return where each is begun."""
     evaluate, calls = LevelRunner._evaluate, []
 
     def stopped(self):
         calls.append(self.standing.step)
-        if len(calls) == {"after_pruning": 3, "end": 4}[when]:
+        if len(calls) == number:
             signal.raise_signal(signal.SIGTERM)
         return evaluate(self)
 
     monkeypatch.setattr(LevelRunner, "_evaluate", stopped)
+    return calls
+
+
+@pytest.mark.parametrize("when", ["after_pruning", "end"])
+def test_a_run_stopped_while_it_evaluates_ends_with_the_same_bits(when, tiny_recipe, tmp_path, monkeypatch):
+    run(tiny_recipe, tmp_path / "whole", LEVELS, EMA)
+    calls = breaking_off(monkeypatch, {"after_pruning": 3, "end": 4}[when])
     with pytest.raises(Stopped, match=f"before step {calls_step(when)} of tiny"):
         run(tiny_recipe, tmp_path / "stopped", LEVELS, EMA)
     run(tiny_recipe, tmp_path / "stopped", LEVELS, EMA)
@@ -155,6 +163,19 @@ def test_a_run_stopped_while_it_evaluates_ends_with_the_same_bits(when, tiny_rec
 
 def calls_step(when):
     return {"after_pruning": 4, "end": 8}[when]
+
+
+def test_an_evaluation_inside_a_level_that_is_broken_off_comes_again(tiny_recipe, tmp_path, monkeypatch):
+    settings = (LEVELS, EMA, "evaluation.every_steps=2", "training.checkpoints.keep_best=true")
+    run(tiny_recipe, tmp_path / "whole", *settings)
+    calls = breaking_off(monkeypatch, 5)  # pruned, inside, end; pruned, inside, end
+    with pytest.raises(Stopped, match="before step 6 of tiny"):
+        run(tiny_recipe, tmp_path / "stopped", *settings)
+    stop(tiny_recipe, tmp_path / "stopped", 6, *settings)
+    (tmp_path / "stopped" / "tiny" / "progress" / "level-1-step-7.pt").unlink()  # as if it had been killed before that
+    run(tiny_recipe, tmp_path / "stopped", *settings)
+    assert calls == [0, 2, 4, 4, 6, 6, 6, 8]
+    assert_same_run(tmp_path / "whole", tmp_path / "stopped")
 
 
 def test_checkpoints_come_as_often_as_asked_and_the_last_ones_are_kept(tiny_recipe, tmp_path):
@@ -214,6 +235,18 @@ def test_a_whole_checkpoint_of_other_content_is_named(key, tiny_recipe, tmp_path
     with pytest.raises(
         CheckpointError, match=r"level-0-step-3\.pt: expected the state of a run of this recipe, got an"
     ):
+        run(tiny_recipe, tmp_path, LEVELS)
+
+
+def test_what_is_said_of_a_state_that_does_not_fit_is_passed_on(tiny_recipe, tmp_path, monkeypatch):
+    stop(tiny_recipe, tmp_path, 2, LEVELS)
+    said = "training.optimizer: expected that of before, got another. Give that."
+
+    def refuse(self, state):
+        raise ConfigError(said)
+
+    monkeypatch.setattr(Trainer, "load_state_dict", refuse)
+    with pytest.raises(ConfigError, match=f"^{re.escape(said)}$"):
         run(tiny_recipe, tmp_path, LEVELS)
 
 

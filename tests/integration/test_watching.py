@@ -21,6 +21,7 @@ from sparsedet.detection.models.retinanet import RetinaNet
 from sparsedet.detection.trainer import Trainer
 
 LEVELS = "sparsity={schedule: {type: level_wise, levels: [0.5, 0.8]}}"
+BEST = "training.checkpoints.keep_best=true"
 EVERY = "training.checkpoints={every_steps: 1, keep: 2}"
 
 
@@ -97,12 +98,14 @@ def test_weights_that_are_not_finite_get_into_no_checkpoint(step, offered, tiny_
         assert all(value.isfinite().all() for value in load_checkpoint(path)["model"].values())
 
 
-def test_weights_are_looked_at_without_checkpoints_too(tiny_recipe, tmp_path, monkeypatch):
+@pytest.mark.parametrize("settings", [("training.steps=1",), ("evaluation.every_steps=1", BEST)], ids=["end", "inside"])
+def test_weights_are_looked_at_without_checkpoints_too(settings, tiny_recipe, tmp_path, monkeypatch):
     monkeypatch.setattr(Trainer, "_share_statistics", lambda self: self.model.head.cls_pred.bias.data.fill_(torch.nan))
     with pytest.raises(
         TrainingError, match=r"finite weights, got inf or NaN in 'head.cls_pred.bias' .* before step 1\."
     ):
-        run(tiny_recipe, tmp_path / "run", "training.steps=1")
+        run(tiny_recipe, tmp_path / "run", *settings)
+    assert not list((tmp_path / "run").rglob("*.pt"))
 
 
 # --- selectors -------------------------------------------------------------------------------------------
@@ -197,6 +200,16 @@ def test_the_steps_of_levels(stub, tiny_recipe, tmp_path):
     assert [(step, "val/ap" in values) for step, values in stub.logged] == [
         (2, False), (3, True), (5, False), (7, False), (7, True),
     ]  # fmt: skip
+
+
+def test_evaluations_inside_levels(stub, tiny_recipe, tmp_path):
+    settings = ("training.trackers=[tensorboard]", "training.log_every=8", "evaluation.every_steps=3")
+    run(tiny_recipe, tmp_path / "run", LEVELS, *settings)
+    found = [line for line in metrics(tmp_path / "run") if "val_ap" in line]
+    assert [(line.pop("step"), line.pop("level")) for line in found] == [(2, 0), (6, 1)]
+    assert [line["sparsity"] for line in found] == [pytest.approx(0.5, abs=1e-4), pytest.approx(0.8, abs=1e-4)]
+    logged = [(step, values) for step, values in stub.logged if step in (2, 6)]
+    assert logged == [(step, {"val/ap": line["val_ap"]}) for step, line in zip((2, 6), found, strict=True)]
 
 
 def test_a_missing_tracker_is_said_before_the_first_step(tiny_recipe, tmp_path, monkeypatch):

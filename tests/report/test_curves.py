@@ -24,7 +24,8 @@ def points(axes):
 
 
 def test_what_is_drawn(run_dir):
-    _, experiment = write(run_dir, *map(json.dumps, ROWS), '{"step": 1120, "lo')
+    inside = [{"step": 139, "level": 0, "val_ap": 0.25}, {"step": 699, "level": 1, "val_ap": -1.0}]  # no AP is defined
+    _, experiment = write(run_dir, *map(json.dumps, ROWS + inside), '{"step": 1120, "lo')
     loss, lr, ap = training_curves(experiment).axes
     steps = [0, 280, 560, 840]
     assert points(loss)["loss"] == [(step, 2.0) for step in steps]
@@ -35,6 +36,7 @@ def test_what_is_drawn(run_dir):
     starts = [(560 * index, 100 * record.ap_after_pruning) for index, record in enumerate(experiment.records)]
     assert points(ap)["at the end of the level"] == ends
     assert points(ap)["right after pruning"] == starts
+    assert points(ap)["inside the level"] == [(140, 25.0)]
     for axes in (loss, lr, ap):
         assert [list(line.get_xdata()) for line in axes.lines if line.get_linestyle() == ":"] == [[560, 560]]
 

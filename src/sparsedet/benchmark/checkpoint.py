@@ -21,6 +21,7 @@ from sparsedet.detection.models import Detector
 from sparsedet.export.compact import num_dense_bytes
 
 CHECKPOINT_FILE = "checkpoint.pt"
+BEST_FILE = "best.pt"
 
 
 @dataclass(frozen=True)
@@ -114,15 +115,16 @@ def num_level_bytes(model: nn.Module, recipe: Recipe) -> int:
     """Estimate the size of the files of weights that a level leaves.
 
     These are a checkpoint (weights, with an average also those in training, two optimizer moments, masks of one byte
-    for each weight, with soft masks also the values of pruned weights, which are stored as whole tensors) and a
-    compact file, which is never larger than the dense weights by more than its header.
+    for each weight, with soft masks also the values of pruned weights, which are stored as whole tensors), where the
+    best is kept two of them, and a compact file, which is never larger than the dense weights by more than its header.
     """
     num_state_bytes = num_dense_bytes(model.state_dict())
     num_bytes = num_dense_bytes(dict(model.named_parameters()))
     num_weights = sum(parameter.numel() for parameter in model.parameters())
     has_average = recipe.training.ema is not None
     has_soft_masks = recipe.sparsity is not None and recipe.sparsity.keep_pruned_values and not recipe.dense_control
-    return (2 + has_average) * num_state_bytes + (2 + has_soft_masks) * num_bytes + num_weights + 2**20
+    num_checkpoint_bytes = (1 + has_average) * num_state_bytes + (2 + has_soft_masks) * num_bytes + num_weights
+    return (1 + recipe.training.checkpoints.keep_best) * num_checkpoint_bytes + num_state_bytes + 2**20
 
 
 def _categories(content: dict[str, Any]) -> tuple[Category, ...]:

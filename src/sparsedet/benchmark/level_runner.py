@@ -1,11 +1,12 @@
 """The levels of one experiment; each gives a checkpoint, compact weights, detections, its layers, and a record."""
 
 import json
+import math
 import signal
 import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
-from itertools import chain, islice, takewhile
+from itertools import islice
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -14,34 +15,32 @@ import torch
 from sparsedet.benchmark import analysis
 from sparsedet.benchmark.calibration import TrainingBatches, calibration_of, run_detector
 from sparsedet.benchmark.checkpoint import CHECKPOINT_FILE, build_detector, num_level_bytes
-from sparsedet.benchmark.compact import WEIGHTS_FILE, write_compact
 from sparsedet.benchmark.content import check_content
-from sparsedet.benchmark.intervals import DETECTIONS_FILE, intervals
+from sparsedet.benchmark.intervals import intervals
 from sparsedet.benchmark.job import Job
+from sparsedet.benchmark.level_evaluation import LevelEvaluation
+from sparsedet.benchmark.level_files import LevelFiles, LevelResult
+from sparsedet.benchmark.level_record import make_record
 from sparsedet.benchmark.levels import split_levels
 from sparsedet.benchmark.parameters import choose_parameters_
 from sparsedet.benchmark.preparation import check_steps, say_learning_rate, warn_of_start
 from sparsedet.benchmark.progress import ProgressFiles, Standing, newest_good, way_on
 from sparsedet.benchmark.sparsity_callback import SparsityCallback
 from sparsedet.benchmark.watching import Watch
-from sparsedet.common.checkpoint import load_checkpoint, save_checkpoint
+from sparsedet.common.checkpoint import load_checkpoint
 from sparsedet.common.config import dump
-from sparsedet.common.errors import CheckpointError, ConfigError, DatasetError, StorageError
+from sparsedet.common.errors import CheckpointError, ConfigError, DatasetError, SparseDetError, StorageError
 from sparsedet.common.files import write_json
-from sparsedet.common.processes import any_process, from_first, gather, is_first, num_processes, rank
-from sparsedet.common.runtime import environment, require_space
+from sparsedet.common.processes import any_process, from_first, is_first, num_processes, rank
+from sparsedet.common.runtime import require_space
 from sparsedet.common.stopping import Stopped
-from sparsedet.detection.data.loader import train_loader, val_image_ids, val_loader
+from sparsedet.detection.data.loader import train_loader
 from sparsedet.detection.data.splits import Splits
-from sparsedet.detection.evaluation import evaluate, write_results
 from sparsedet.detection.guard import TrainingError
-from sparsedet.detection.inference import detect
 from sparsedet.detection.trainer import Level, StepReport, Trainer
-from sparsedet.export.compact import num_dense_bytes
 from sparsedet.report.record import RECORDS_FILE, Record, append_record
 from sparsedet.sparsity import Measurement, Sparsifier, measure, profile_model, reestimate_batch_norm
 
-LAYERS_FILE = "layers.json"
 PERMUTATION_FILE = "permutation.json"
 
 
@@ -93,13 +92,15 @@ class LevelRunner:
         self.standing = Standing(0, self.levels[0].first_step)
         self.progress = ProgressFiles(self.folder, self.recipe.training.checkpoints)
         self.watch = Watch(self.recipe, self.folder, job.name, self.console)
+        self.evaluation = LevelEvaluation(job, splits, self._stop)
+        self.files = LevelFiles(job)
         self._began = time.perf_counter()
         say_learning_rate(job, min(level.num_steps for level in self.levels), self.trainer.steps_per_epoch)
         if callback is not None:
             callback.sparsifier.attach(self.trainer.optimizer)
         self.callback = callback
-        num_files = len(self.names) + self.recipe.training.checkpoints.keep + 1
-        need = num_level_bytes(self.model, self.recipe) * num_files
+        num_levels = len(self.names) + self.recipe.training.checkpoints.levels_inside
+        need = math.ceil(num_level_bytes(self.model, self.recipe) * num_levels)
         from_first(lambda: require_space(self.folder, need))
 
     # --- preparation ---------------------------------------------------------------------------------------
@@ -137,7 +138,7 @@ class LevelRunner:
             self._permute()
         else:
             self._restore(path)
-        from_first(lambda: self.watch.begin(self.standing.step))
+        from_first(lambda: self.watch.begin(self.standing.step, self.standing.evaluates_inside))
         try:
             for index in range(self.standing.level, len(self.names)):
                 if index > self.standing.level:
@@ -177,6 +178,8 @@ class LevelRunner:
             self.trainer.evaluated_model.load_state_dict(content["model"])
             self.trainer.load_state_dict(content["trainer"])
             progress = Standing(**content["progress"]) if "progress" in content else None
+        except SparseDetError:
+            raise
         except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
             raise CheckpointError(
                 f"{path}: expected the state of a run of this recipe, got another ({type(error).__name__}). Delete it."
@@ -190,19 +193,29 @@ class LevelRunner:
         self.console.say(f"{self.job.name}: going on: {where}")
         if self.callback is not None and self.callback.sparsifier.level is not None:
             self.allocated_sparsity = self.callback.allocated_sparsity
-        if self.standing.evaluates:
-            self._on_pruned()
 
     def _run_level(self, index: int) -> None:
+        level = self.levels[index]
         self._began = time.perf_counter() - self.standing.seconds
-        loss = self._train(index, self.levels[index])
-        self.trainer.check_state(self.levels[index].last_step)
-        if self.callback is not None:
-            self.callback.before_evaluate(self.trainer.evaluated_model)
-        results, metrics = self._evaluate()
-        measurement = self._measure()
-        content = self._content(index, self.levels[index].last_step, metrics)
-        from_first(lambda: self._finish(index, content, results, measurement, loss))
+        if self.standing.evaluates:
+            self._on_pruned()
+        if self.standing.evaluates_inside:
+            self._evaluate_inside()
+        loss = self._train(index, level)
+        detections, metrics = self._evaluate_good(level.last_step)
+        is_best = self.files.is_best(metrics["ap"], self.standing)
+        if is_best:
+            self.standing.best_ap, self.standing.best_step = metrics["ap"], level.last_step
+        result = LevelResult(
+            self._content(index, level.last_step, metrics),
+            detections,
+            self._measure(),
+            self.allocated_sparsity,
+            loss,
+            level.num_steps,
+            is_best,
+        )
+        from_first(lambda: self._finish(result))
 
     def _train(self, index: int, level: Level) -> float | None:
         if level.num_steps == 0:
@@ -237,6 +250,8 @@ class LevelRunner:
             if is_first():
                 self.watch.step(step, self.standing.level, self.allocated_sparsity)
             self.standing.step = step.step + 1
+            if self.evaluation.is_due(self.standing.step, self.levels[self.standing.level]):
+                self._evaluate_inside()
             is_due, stops = any_process(
                 is_first() and self.progress.is_due(self.standing.step), self.job.stop.number is not None
             )
@@ -295,20 +310,35 @@ class LevelRunner:
         for model in dict.fromkeys((self.model, self.trainer.evaluated_model)):
             reestimate_batch_norm(model, islice(batches, num_batches), run_detector)
 
+    # --- evaluation ----------------------------------------------------------------------------------------
+
     def _evaluate(self) -> tuple[list[dict[str, Any]], dict[str, float]]:
-        """Evaluate with all processes; only the first has the detections, all have the numbers."""
-        evaluation, val = self.recipe.evaluation, self.splits.val
-        setting = (val, evaluation.batch_size, self.model.stride)
-        batches = val_loader(*setting, self.recipe.training.num_workers, num_processes(), rank())
-        model = self.trainer.evaluated_model
-        precision = self.recipe.training.precision
-        wanted = takewhile(lambda _: self.job.stop.number is None, batches)
-        own = detect(model, wanted, val.coco.category_ids, self.device, precision)
-        if any_process(self.job.stop.number is not None)[0]:
-            self._stop()
-        places = {image_id: place for place, image_id in enumerate(val_image_ids(*setting))}
-        results = sorted(chain(*gather(own)), key=lambda result: places[result["image_id"]])
-        return results, from_first(lambda: evaluate(val.coco.ground_truth(), results, evaluation.evaluator))
+        return self.evaluation.run(self.trainer.evaluated_model)
+
+    def _evaluate_good(self, step: int) -> tuple[list[dict[str, Any]], dict[str, float]]:
+        """Evaluate what would be saved before `step`: finite, with exact zeros."""
+        self.trainer.check_state(step)
+        if self.callback is not None:
+            self.callback.before_evaluate(self.trainer.evaluated_model)
+        return self._evaluate()
+
+    def _evaluate_inside(self) -> None:
+        """Evaluate inside the level, before its next step, and keep the best checkpoint; training is not changed."""
+        standing = self.standing
+        standing.evaluates_inside = True
+        metrics = self._evaluate_good(standing.step)[1]
+        ap, words = metrics["ap"], ""
+        is_at_target = self.callback is None or standing.is_at_target  # with fewer zeros AP is higher
+        if is_at_target and self.files.is_best(ap, standing):
+            content = self._content(standing.level, standing.step, metrics)
+            if self.files.save_best(content):
+                standing.best_ap, standing.best_step = ap, standing.step
+                words = ", the best of the level so far"
+        standing.evaluates_inside = False
+        if is_first():
+            self.watch.evaluation(standing.step - 1, standing.level, ap, self.allocated_sparsity)
+        label = f"{self.job.name} {self.names[standing.level]}"
+        self.console.say(f"  {label} step {standing.step}/{self.trainer.total_steps} AP {ap:.3f}{words}")
 
     # --- results -------------------------------------------------------------------------------------------
 
@@ -332,71 +362,20 @@ class LevelRunner:
             "trainer": self.trainer.state_dict(),
         }
 
-    def _finish(
-        self,
-        index: int,
-        content: dict[str, Any],
-        results: list[dict[str, Any]],
-        measurement: Measurement,
-        loss: float | None,
-    ) -> None:
-        """Write the files of a level, the checkpoint last, then the record, with which the level is finished."""
-        folder = self.folder / self.names[index]
-        write_results(folder / DETECTIONS_FILE, results)
-        write_json(folder / LAYERS_FILE, analysis.layer_rows(measurement))
-        write_compact(folder / WEIGHTS_FILE, content, measurement.measured_sparsity)
-        save_checkpoint(folder / CHECKPOINT_FILE, content)
+    def _finish(self, result: LevelResult) -> None:
+        """Write the files of a level, then the record, with which it is finished."""
+        self.files.write(result)
         truth = self.splits.val.coco.ground_truth()
-        sureness = intervals(truth, results, self.folder.parent, self.job.name, self.splits.hash)
-        seconds = time.perf_counter() - self._began
-        record = self._record(index, content["metrics"], measurement, loss, seconds, sureness)
+        record = make_record(
+            self.job,
+            self.standing,
+            result,
+            sureness=intervals(truth, result.detections, self.folder.parent, self.job.name, self.splits.hash),
+            seconds=time.perf_counter() - self._began,
+            initial_weights=self.initial_weights,
+            data_hash=self.splits.hash,
+        )
         append_record(self.folder / RECORDS_FILE, record)
         self.progress.clear()
         self.console.record(record)
-        self.watch.level(record, self.levels[index].last_step)
-
-    def _record(
-        self,
-        index: int,
-        metrics: dict[str, float],
-        measured: Measurement,
-        loss: float | None,
-        seconds: float,
-        sureness: dict[str, Any],
-    ) -> Record:
-        is_pruned = self.callback is not None
-        return Record(
-            experiment=self.job.name,
-            family=self.job.family,
-            label=self.job.label,
-            scheduler=self.recipe.scheduler,
-            pattern=self.recipe.pattern,
-            budget=self.recipe.budget,
-            allocation=self.recipe.allocation,
-            level=None if self.recipe.sparsity is None else index,
-            num_levels=len(self.names),
-            target_sparsity=self.recipe.target_sparsities[index] if is_pruned else None,
-            allocated_sparsity=self.allocated_sparsity,
-            measured_sparsity=measured.measured_sparsity,
-            measured_sparsity_chosen=measured.measured_sparsity_chosen if is_pruned else None,
-            macs_kept=measured.macs_kept or 0.0,
-            num_macs=measured.num_macs or 0,
-            num_parameters=measured.num_parameters,
-            num_nonzero=measured.num_nonzero,
-            size_bytes_dense=num_dense_bytes(self.trainer.evaluated_model.state_dict()),
-            size_bytes_sparse=(self.folder / self.names[index] / WEIGHTS_FILE).stat().st_size,
-            ap_after_pruning=self.standing.ap_after_pruning,
-            ap_after_reestimation=self.standing.ap_after_reestimation,
-            metrics=metrics,
-            **sureness,
-            loss=loss,
-            steps=self.levels[index].num_steps,
-            seconds=round(seconds, 2),
-            seed=self.recipe.seed,
-            published_ap=self.recipe.published_ap[index] if self.recipe.published_ap else None,
-            initial_weights=self.initial_weights,
-            environment=environment(self.device),
-            config_hash=self.recipe.hash(),
-            data_hash=self.splits.hash,
-            folder=self.names[index],
-        )
+        self.watch.level(record, result.content["step"])

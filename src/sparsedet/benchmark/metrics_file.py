@@ -1,4 +1,4 @@
-"""The lines of ``metrics.jsonl``: what a training step was."""
+"""The lines of ``metrics.jsonl``: what training steps were, and what evaluations between them gave."""
 
 import json
 import os
@@ -20,7 +20,7 @@ TIME_KEYS = (
 
 
 class MetricsFile:
-    """Appends a line every so many steps; the last step of a run has one too.
+    """Appends a line every so many steps, and for each evaluation; the last step of a run has one too.
 
     Args:
         path: the file.
@@ -58,6 +58,24 @@ class MetricsFile:
             "seconds_left_in_level": round(step.seconds_left_in_level),
             "seconds_left": round(step.seconds_left),
         }
+        self._append(line)
+        return line
+
+    def evaluation(self, step: int, level: int, ap: float, sparsity: float | None) -> None:
+        """Write the line of an evaluation inside a level: it has ``val_ap`` and no loss.
+
+        Args:
+            step: the one after which it was made.
+            level: index of its level.
+            ap: what it gave.
+            sparsity: as in `write`.
+
+        Raises:
+            StorageError: the file cannot be written.
+        """
+        self._append({"step": step, "level": level, "val_ap": ap, "sparsity": sparsity})
+
+    def _append(self, line: dict[str, Any]) -> None:
         try:
             with self.path.open("a") as stream:
                 stream.write(json.dumps(line) + "\n")
@@ -66,7 +84,6 @@ class MetricsFile:
                 f"{self.path}: expected to append metrics, got '{error.strerror or error}'. "
                 "Free some disk space or choose another folder with --output."
             ) from error
-        return line
 
     def sync(self) -> None:
         """Bring what was written to the disk, before a checkpoint of a later step gets there."""
@@ -74,14 +91,20 @@ class MetricsFile:
             with self.path.open("rb+") as stream:
                 os.fsync(stream.fileno())
 
-    def drop_from(self, first_step: int) -> None:
-        """Drop the lines of steps that will be run again, and a half written line."""
+    def drop_from(self, first_step: int, evaluates: bool = False) -> None:
+        """Drop the lines of steps that will be run again, and a half written line.
+
+        Args:
+            first_step: of these steps.
+            evaluates: whether the evaluation after the step before it comes again, too.
+        """
         if not self.path.exists():
             return
         kept = []
         for line in self.path.read_text().splitlines():
             try:
-                if json.loads(line)["step"] < first_step:
+                row = json.loads(line)
+                if row["step"] < first_step - (evaluates and "val_ap" in row):
                     kept.append(line + "\n")
             except ValueError:
                 continue

@@ -68,7 +68,7 @@ def summary(rows: list[Row], suite: Suite, folder: Path) -> list[str]:
     levels = sum(row["disk MiB"] for row in rows)
     inside = max(
         next(row["disk MiB"] for row in rows if row["experiment"] == entry.name)
-        * (loaded.recipe.training.checkpoints.keep + 1)
+        * loaded.recipe.training.checkpoints.levels_inside
         for entry, loaded in zip(suite.config.experiments, suite.recipes, strict=True)
     )
     place = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())

@@ -26,6 +26,9 @@ class Standing:
         ap_after_pruning: AP right after its pruning, None where none was measured.
         ap_after_reestimation: AP with batch norms estimated anew after its pruning, None where none was measured.
         evaluates: whether what follows on reaching the target has begun but is not finished, and has to be done again.
+        evaluates_inside: likewise for the evaluation inside the level that is due before `step`.
+        best_ap: best AP of the level so far, as its ``best.pt`` has it; None where there is none.
+        best_step: the step before which it was measured.
         seconds: wall time spent in it before this process.
     """
 
@@ -35,6 +38,9 @@ class Standing:
     ap_after_pruning: float | None = None
     ap_after_reestimation: float | None = None
     evaluates: bool = False
+    evaluates_inside: bool = False
+    best_ap: float | None = None
+    best_step: int | None = None
     seconds: float = 0.0
 
 

@@ -29,8 +29,15 @@ PATH_KEYS = (
     "sparsity.limits",
     "sparsity.allocation.curves",
 )
-PLACE_KEYS = ("data.root", "data.cache", "initial_checkpoint", "training.checkpoints", "training.trackers")
-"""Keys that change no result: where things are, how often a run is saved, and who watches it."""
+PLACE_KEYS = (
+    "data.root",
+    "data.cache",
+    "initial_checkpoint",
+    "training.checkpoints",
+    "training.trackers",
+    "evaluation.every_steps",
+)
+"""Keys that change no result: where things are, how often a run is saved and looked at, and who watches it."""
 MAX_FILES = 100
 """Files that one recipe may be made of."""
 
@@ -42,12 +49,14 @@ class EvaluationConfig(ConfigModel):
         batch_size: images per forward pass.
         evaluator: library that computes the COCO metrics; both give the same numbers.
         after_pruning: also evaluate right after the pruning that reaches the target of a level, before any training.
+        every_steps: also evaluate inside each level, after every so many of its steps; null: at its end only.
         num_samples: validation images kept with the run for the pictures of the report.
     """
 
     batch_size: int = Field(default=16, ge=1)
     evaluator: Literal["hotcoco", "pycocotools"] = "hotcoco"
     after_pruning: bool = True
+    every_steps: int | None = Field(default=None, ge=1)
     num_samples: int = Field(default=4, ge=0)
 
 
@@ -97,6 +106,11 @@ class Recipe(ConfigModel):
             raise ValueError(
                 "dense_control: expected a sparsity section whose levels to follow, got null. "
                 "Add it, or drop dense_control."
+            )
+        if self.training.checkpoints.keep_best and self.evaluation.every_steps is None:
+            raise ValueError(
+                "training.checkpoints.keep_best: expected evaluation.every_steps to say how often a level is "
+                "evaluated, got null. Set it, or drop keep_best."
             )
         num_levels = max(len(self.target_sparsities), 1)
         if self.published_ap is not None and len(self.published_ap) != num_levels:
@@ -237,7 +251,7 @@ def _is_path(document: Document, dotted: str) -> bool:
 
 
 def _without_places(data: dict[str, Any]) -> dict[str, Any]:
-    data = {**data, "data": {**data["data"]}, "training": {**data["training"]}}
+    data = {key: dict(value) if isinstance(value, dict) else value for key, value in data.items()}
     for key in PLACE_KEYS:
         *parents, last = key.split(".")
         (data[parents[0]] if parents else data).pop(last)

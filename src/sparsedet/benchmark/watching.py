@@ -31,14 +31,16 @@ class Watch:
         self._file = MetricsFile(folder / METRICS_FILE, recipe.training.log_every)
         self._trackers: Trackers | None = None
 
-    def begin(self, first_step: int) -> None:
+    def begin(self, first_step: int, evaluates: bool = False) -> None:
         """Forget steps from `first_step` on, which come again, and start the trackers.
+
+        With `evaluates` the evaluation before that step comes again, too.
 
         Raises:
             MissingExtraError: the package of a tracker is missing.
             ConfigError: a tracker does not start.
         """
-        self._file.drop_from(first_step)
+        self._file.drop_from(first_step, evaluates)
         names = self._recipe.training.trackers
         if names:
             settings, warn = dump(self._recipe), self._console.warn
@@ -53,6 +55,16 @@ class Watch:
         line = self._file.write(step, level, sparsity)
         if line is not None and self._trackers is not None:
             self._trackers.log({f"train/{key}": value for key, value in line.items() if key != "step"}, step.step)
+
+    def evaluation(self, step: int, level: int, ap: float, sparsity: float | None) -> None:
+        """Write down what an evaluation inside a level has given, after `step` with the sparsity of the masks.
+
+        Raises:
+            StorageError: the metrics cannot be written.
+        """
+        self._file.evaluation(step, level, ap, sparsity)
+        if self._trackers is not None:
+            self._trackers.log({"val/ap": ap}, step)
 
     def level(self, record: Record, last_step: int) -> None:
         """Write down what a level has given; its `last_step` is the step behind its last."""

@@ -84,11 +84,22 @@ class CheckpointsConfig(ConfigModel):
         every_minutes: time between two; null: none by time.
         every_steps: optimizer steps between two; null: none by number. SIGTERM and Ctrl-C write one in any case.
         keep: how many are kept, should the newest be damaged.
+        keep_best: also keep, in the folder of each level, the checkpoint of the best AP that ``evaluation.every_steps``
+            and the end of the level have found in it.
     """
 
     every_minutes: float | None = Field(default=10.0, gt=0)
     every_steps: int | None = Field(default=None, ge=1)
     keep: int = Field(default=2, ge=1)
+    keep_best: bool = False
+
+    @property
+    def levels_inside(self) -> float:
+        """Room for the checkpoints inside a level while it runs, at most, as a multiple of what a level leaves.
+
+        One more is there while it is written; a level leaves one, or two where the best is kept.
+        """
+        return (self.keep + 1) / (1 + self.keep_best)
 
 
 class TrainingConfig(ConfigModel):

@@ -14,14 +14,15 @@ METRICS_FILE = "metrics.jsonl"
 
 
 def training_curves(experiment: Experiment) -> Figure | None:
-    """Loss with its terms, learning rate, and AP of each level (before and after its training) over the steps.
+    """Loss with its terms, learning rate, and AP of each level (before, in and after its training) over the steps.
 
     Dotted lines are the beginnings of levels. A half written last line of a run that is still going is left out.
 
     Returns:
         The figure; None before there is a step to show.
     """
-    rows = _read(experiment)
+    lines = _read(experiment)
+    rows = [line for line in lines if {"loss", "lr"} <= line.keys()]
     if not rows:
         return None
     figure = Figure(figsize=(6.4, 6.4), layout="constrained")
@@ -34,7 +35,7 @@ def training_curves(experiment: Experiment) -> Figure | None:
     loss.plot(steps, [row["loss"] for row in rows], color=COLOURS[0], linewidth=1.2, label="loss")
     loss.legend(frameon=False, fontsize=8)
     lr.plot(steps, [row["lr"] for row in rows], color=COLOURS[0], linewidth=1.2)
-    _plot_ap(ap, experiment)
+    _plot_ap(ap, experiment, lines)
     first_of_levels = [row["step"] for before, row in pairwise(rows) if row.get("level") != before.get("level")]
     for axes, label in ((loss, "loss"), (lr, "learning rate"), (ap, "AP (%)")):
         for step in first_of_levels:
@@ -47,7 +48,7 @@ def training_curves(experiment: Experiment) -> Figure | None:
     return figure
 
 
-def _plot_ap(axes: Axes, experiment: Experiment) -> None:
+def _plot_ap(axes: Axes, experiment: Experiment, lines: list[dict[str, Any]]) -> None:
     ends = list(accumulate(record.steps for record in experiment.records))
     pruned = [
         (end - record.steps, 100 * record.ap_after_pruning)
@@ -55,7 +56,12 @@ def _plot_ap(axes: Axes, experiment: Experiment) -> None:
         if record.ap_after_pruning is not None and record.ap_after_pruning >= 0
     ]
     trained = [(end, 100 * record.ap) for end, record in zip(ends, experiment.records, strict=True) if record.ap >= 0]
-    for points, marker, label in ((pruned, "v", "right after pruning"), (trained, "o", "at the end of the level")):
+    inside = [(line["step"] + 1, 100 * line["val_ap"]) for line in lines if line.get("val_ap", -1) >= 0]
+    for points, marker, label in (
+        (pruned, "v", "right after pruning"),
+        (inside, ".", "inside the level"),
+        (trained, "o", "at the end of the level"),
+    ):
         if points:
             axes.plot(*zip(*points, strict=True), color=COLOURS[0], marker=marker, linestyle="none", label=label)
     if axes.lines:
@@ -70,6 +76,6 @@ def _read(experiment: Experiment) -> list[dict[str, Any]]:
             row = json.loads(line)
         except ValueError:
             continue
-        if isinstance(row, dict) and {"step", "loss", "lr"} <= row.keys():
+        if isinstance(row, dict) and "step" in row:
             rows.append(row)
     return rows

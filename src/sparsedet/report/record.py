@@ -48,6 +48,8 @@ class Record(ConfigModel):
             there was no dense detector on the same data.
         ap_after_pruning: AP right after the masks were made, before any training with them.
         ap_after_reestimation: AP after that, with statistics of batch norms estimated anew; None where they were not.
+        best_ap: AP of ``best.pt``, the best of those measured in the level at its sparsity; None where it was not kept.
+        best_step: optimizer updates of the run before it was measured; None likewise.
         metrics: the 12 COCO numbers in [0, 1] by the names `ap`, `ap50` …; -1 where COCO defines none.
         loss: mean training loss of the last logged steps; None where it is not finite or nothing was trained.
         steps: optimizer updates of this level.
@@ -82,6 +84,8 @@ class Record(ConfigModel):
     ap_drop_interval: tuple[Difference, Difference] | None = None
     ap_after_pruning: Annotated[float, Field(ge=-1, le=1)] | None = None
     ap_after_reestimation: Annotated[float, Field(ge=-1, le=1)] | None = None
+    best_ap: Annotated[float, Field(ge=-1, le=1)] | None = None
+    best_step: Count | None = None
     metrics: dict[str, Annotated[float, Field(ge=-1, le=1)]]
     loss: float | None = None
     steps: Count

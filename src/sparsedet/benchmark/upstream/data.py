@@ -45,7 +45,7 @@ READER: dict[str, Key] = {
 EVALUATOR: dict[str, Key] = {
     "gt_file": value("text"),
     "iou_types": value("anything", ["bbox"]),
-    "cmp_key": ignored("no best checkpoint is chosen: each level is saved at its end"),
+    "cmp_key": ignored("each level is saved at its end; training.checkpoints.keep_best compares AP"),
 }
 DATALOADER: dict[str, Key] = {
     "num_workers": to("training.num_workers", "a whole number", 0),

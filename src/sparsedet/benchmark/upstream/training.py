@@ -101,7 +101,7 @@ CLIPPING: dict[str, Key] = {
 }
 HOOKS = {
     "auto_checkpoint": Type(reason="an interrupted run goes on from its last finished level"),
-    "auto_save_best": Type(reason="no best checkpoint is chosen: each level is saved at its end"),
+    "auto_save_best": Type(reason="each level is saved at its end; training.checkpoints.keep_best keeps the best, too"),
     "train_val_logger": Type(
         dict.fromkeys(("freq", "logdir", "skip_first_k", "summary_writer"), ignored("metrics.jsonl is always written")),
         reason="metrics.jsonl is always written",
