@@ -1,7 +1,7 @@
 """Loss, learning rate and AP over the steps of a training, from ``metrics.jsonl`` and the records."""
 
 import json
-from itertools import accumulate, pairwise
+from itertools import accumulate
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -36,7 +36,7 @@ def training_curves(experiment: Experiment) -> Figure | None:
     loss.legend(frameon=False, fontsize=8)
     lr.plot(steps, [row["lr"] for row in rows], color=COLOURS[0], linewidth=1.2)
     _plot_ap(ap, experiment, lines)
-    first_of_levels = [row["step"] for before, row in pairwise(rows) if row.get("level") != before.get("level")]
+    first_of_levels = [end for end in _ends(experiment) if 0 < end <= steps[-1]]
     for axes, label in ((loss, "loss"), (lr, "learning rate"), (ap, "AP (%)")):
         for step in first_of_levels:
             axes.axvline(step, color="0.6", linewidth=0.8, linestyle=":")
@@ -49,7 +49,7 @@ def training_curves(experiment: Experiment) -> Figure | None:
 
 
 def _plot_ap(axes: Axes, experiment: Experiment, lines: list[dict[str, Any]]) -> None:
-    ends = list(accumulate(record.steps for record in experiment.records))
+    ends = _ends(experiment)
     pruned = [
         (end - record.steps, 100 * record.ap_after_pruning)
         for end, record in zip(ends, experiment.records, strict=True)
@@ -66,6 +66,11 @@ def _plot_ap(axes: Axes, experiment: Experiment, lines: list[dict[str, Any]]) ->
             axes.plot(*zip(*points, strict=True), color=COLOURS[0], marker=marker, linestyle="none", label=label)
     if axes.lines:
         axes.legend(frameon=False, fontsize=8)
+
+
+def _ends(experiment: Experiment) -> list[int]:
+    """Return the step behind the last of each finished level."""
+    return list(accumulate(record.steps for record in experiment.records))
 
 
 def _read(experiment: Experiment) -> list[dict[str, Any]]:
