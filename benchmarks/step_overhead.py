@@ -97,23 +97,32 @@ def classifier(name: str) -> Callable[[int, int], Callable[[], Run]]:
     return prepare
 
 
-def detector(batch_size: int, image_size: int) -> Callable[[], Run]:
-    """Train the detector of ``configs/digits_dense.yaml`` with sparsedet's trainer: AdamW, bf16, gradients clipped."""
-    recipe = load_recipe(find_config("digits_dense"), ("data.root=.",)).recipe
-    original = recipe.detector.build(num_classes=4)
-    corners = torch.rand(batch_size, 3, 2) * image_size / 2
-    targets = [
-        Target(torch.cat([corner, corner + image_size / 4], dim=1), torch.tensor([0, 1, 2]), torch.empty(0, 4), size)
-        for corner, size in zip(corners, [(image_size, image_size)] * batch_size, strict=True)
-    ]
-    images = torch.randn(batch_size, 3, image_size, image_size)
-    batch = Batch(images, targets, tuple(range(batch_size)), tuple(target.image_size for target in targets))
+def detector(recipe_name: str, num_classes: int) -> Callable[[int, int], Callable[[], Run]]:
+    """Train the detector of a shipped recipe as it says, with sparsedet's trainer."""
+    recipe = load_recipe(find_config(recipe_name), ("data.root=.",)).recipe
+    training = recipe.training.model_copy(update={"forward_batch_size": None})
 
-    def start() -> Run:
-        trainer = Trainer(deepcopy(original), recipe.training, num_images=1, device=torch.device("cpu"))
-        return Run(trainer.model, trainer.optimizer, lambda: trainer.train(Level(0, 1), [batch]))
+    def prepare(batch_size: int, image_size: int) -> Callable[[], Run]:
+        original = recipe.detector.build(num_classes, pretrained=False)
+        corners = torch.rand(batch_size, 3, 2) * image_size / 2
+        size = (image_size, image_size)
+        targets = [
+            Target(
+                torch.cat([corner, corner + image_size / 4], dim=1), torch.tensor([0, 1, 2]), torch.empty(0, 4), size
+            )
+            for corner in corners
+        ]
+        images = torch.randn(batch_size, 3, image_size, image_size)
+        batch = Batch(images, targets, tuple(range(batch_size)), (size,) * batch_size)
+        config = training.model_copy(update={"batch_size": batch_size})
 
-    return start
+        def start() -> Run:
+            trainer = Trainer(deepcopy(original), config, num_images=batch_size, device=torch.device("cpu"))
+            return Run(trainer.model, trainer.optimizer, lambda: trainer.train(Level(0, 1), [batch]))
+
+        return start
+
+    return prepare
 
 
 HALF = SparsityConfig(schedule=OneShot(sparsity=0.5), allocation=Uniform())
@@ -125,7 +134,8 @@ DEMO = SparsityConfig(
 CASES = {
     "resnet18": Case(classifier("resnet18"), 8, 224, 41, HALF),
     "resnet50": Case(classifier("resnet50"), 2, 224, 41, HALF),
-    "detector": Case(detector, 16, 128, 201, DEMO),
+    "demo_detector": Case(detector("digits_dense", 4), 16, 128, 201, DEMO),
+    "retinanet_r50": Case(detector("retinanet_r50", 80), 2, 480, 11, HALF),
 }
 
 

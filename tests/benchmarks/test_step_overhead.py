@@ -7,7 +7,7 @@ def test_a_classifier_and_the_detector_are_trained_dense_and_sparse(run):
     arguments = (
         "--cases",
         "resnet18",
-        "detector",
+        "demo_detector",
         "--rounds",
         "2",
         "--batch-size",
@@ -18,7 +18,7 @@ def test_a_classifier_and_the_detector_are_trained_dense_and_sparse(run):
     )
     table, results = run("step_overhead", *arguments)
     assert len(table) == 2 + 2  # head, line, two rows
-    assert [result["case"] for result in results] == ["resnet18", "detector"]
+    assert [result["case"] for result in results] == ["resnet18", "demo_detector"]
     assert [result["measured_sparsity"] for result in results] == pytest.approx([0.5, 0.9], abs=1e-5)
     for result in results:
         assert result["cpu_ratio"]["median"] > 0
