@@ -149,6 +149,12 @@ def test_anchors_aliases_and_merge_keys_are_copies_with_the_places_they_were_wri
     }
 
 
+def test_a_mapping_of_merged_keys_alone():
+    document = parse_yaml("a: 1\nb:\n  <<: {x: 1}\n", "f.yaml", Path("/folder"))
+    assert document.data == {"a": 1, "b": {"x": 1}}
+    assert document.position(("b", "x")) == "f.yaml:3"
+
+
 def test_plain_scalars_mean_what_the_version_says():
     text = "a: [yes, off, 010, 1:30, 1e-3, 1_000, True, None, 2020-01-02]\n"
     new, old = (parse_yaml(text, "f.yaml", Path("/"), version).data["a"] for version in ((1, 2), (1, 1)))

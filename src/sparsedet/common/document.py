@@ -192,7 +192,7 @@ def _child(node: Any, key: str | int, path: KeyPath, document: Document, folder:
             f"{document.source}:{node.lc.line + 1}: {format_path(path)}: expected text as key, got {key!r}. "
             "Put the key in quotes."
         )
-    place = node.lc.data.get(key, (node.lc.line,))  # keys that << merges in have no place of their own
+    place = (node.lc.data or {}).get(key, (node.lc.line,))  # keys that << merges in have no place of their own
     document.positions[child_path] = f"{document.source}:{place[0] + 1}"
     document.folders[child_path] = folder
     return _plain(node[key], child_path, document, folder)
