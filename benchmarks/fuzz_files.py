@@ -180,14 +180,14 @@ def damage_tensor(tensor: Any, random: Random) -> Any:
         case 2:
             return tensor.reshape(-1)
         case 3:
-            return tensor[:1]
+            return tensor.reshape(-1)[:1]
         case 4:
             changed = tensor.clone().reshape(-1)
             if changed.numel() and tensor.is_floating_point():
                 changed[random.randrange(changed.numel())] = random.choice((math.nan, math.inf, -0.0, 1.0))
             return changed.reshape(tensor.shape)
         case 5:
-            return torch.zeros(1, dtype=tensor.dtype).expand(random.choice(((2**20, 2**20), tensor.shape, (0, 2**40))))
+            return torch.zeros((), dtype=tensor.dtype).expand(random.choice(((2**20, 2**20), tensor.shape, (0, 2**40))))
         case 6:
             return tensor.to_sparse() if tensor.dtype != torch.bool else tensor.to("meta")
         case 7:

@@ -89,6 +89,15 @@ def test_values_that_are_no_numbers_are_refused_before_anything_is_loaded(value)
     assert torch.equal(model["a"].weight, before)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float8_e4m3fn, torch.complex64])
+def test_a_counter_is_no_other_number(dtype):
+    state = layers().state_dict()
+    name = next(key for key in state if key.endswith("num_batches_tracked"))
+    state[name] = torch.zeros((), dtype=dtype)
+    with pytest.raises(CheckpointError, match=rf"c\.pth: expected numbers like torch\.int64 in '{name}', got {dtype}"):
+        load_state(layers(), state, PATH)
+
+
 @pytest.mark.parametrize(
     ("name", "predictor", "num_fresh"),
     [("C2", "head.cls_pred", 4 * 145), ("C3", "head.cls_pred", 4 * 145), ("C4", "box_head.cls_pred", 15 * 17)],

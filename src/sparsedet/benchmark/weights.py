@@ -98,11 +98,11 @@ def check_fit(
         )
     fitting = tuple(key for key in own if key in state and key not in reinitialised)
     for key in fitting:
-        is_float = state[key].dtype in FLOATS
-        if own[key].is_floating_point() != is_float or state[key].is_complex():
+        value = state[key]
+        is_whole = not (value.is_floating_point() or value.is_complex())
+        if not (value.dtype in FLOATS if own[key].is_floating_point() else is_whole):
             raise CheckpointError(
-                f"{path}: expected numbers like {own[key].dtype} in '{key}', got {state[key].dtype}. "
-                "Use another checkpoint."
+                f"{path}: expected numbers like {own[key].dtype} in '{key}', got {value.dtype}. Use another checkpoint."
             )
     return LoadReport(fitting, missing, reinitialised, unexpected, share)
 

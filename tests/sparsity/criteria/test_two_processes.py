@@ -17,7 +17,7 @@ from sparsedet.sparsity import (
 )
 
 SCRIPT = """
-import sys, warnings
+import os, sys, warnings
 import torch
 import torch.distributed as dist
 
@@ -36,6 +36,7 @@ except Exception as error:
     torch.save(str(error), f"{folder}/{rank}.error")
 dist.barrier()
 dist.destroy_process_group()
+os._exit(0)  # torch now and then aborts when it tears down what has talked over gloo
 """
 
 
