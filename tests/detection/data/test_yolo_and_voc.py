@@ -1,6 +1,7 @@
 """Round trips, files as other programs write them, and what is refused."""
 
 import json
+import os
 from xml.etree import ElementTree
 
 import numpy as np
@@ -204,6 +205,13 @@ def test_lists_of_voc(voc):
         from_voc(voc, voc)
     (lists / "val.txt").write_text("gone\n")
     with pytest.raises(DatasetError, match=r"gone\.xml: expected a text file in UTF-8, got 'No such file"):
+        from_voc(voc, voc)
+
+
+def test_devices_and_pipes_are_not_read(voc):
+    (voc / "Annotations/a.xml").unlink()
+    (voc / "Annotations/a.xml").symlink_to(os.devnull)
+    with pytest.raises(DatasetError, match=r"a\.xml: expected a text file in UTF-8, got no ordinary file\. Check the"):
         from_voc(voc, voc)
 
 

@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import stat
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -115,12 +116,15 @@ def read_text(path: Path) -> str:
     """Return the content of a small text file.
 
     Raises:
-        DatasetError: it is missing, not UTF-8, or has more than `MAX_BYTES`.
+        DatasetError: it is missing, no ordinary file, not UTF-8, or has more than `MAX_BYTES`.
     """
     try:
-        if path.stat().st_size > MAX_BYTES:
+        about = path.stat()
+        if not stat.S_ISREG(about.st_mode):  # a pipe or device may never end
+            raise DatasetError(f"{path}: expected a text file in UTF-8, got no ordinary file. Check the path.")
+        if about.st_size > MAX_BYTES:
             raise DatasetError(
-                f"{path}: expected a text file of at most {MAX_BYTES} bytes, got {path.stat().st_size}. Split the data."
+                f"{path}: expected a text file of at most {MAX_BYTES} bytes, got {about.st_size}. Split the data."
             )
         return path.read_text(encoding="utf-8-sig")
     except (OSError, ValueError) as error:
