@@ -37,17 +37,6 @@ def inside(folder):
     return [(line["step"], line["level"], line["val_ap"]) for line in lines(folder) if "val_ap" in line]
 
 
-def assert_equal(one, other):
-    if isinstance(one, torch.Tensor):
-        assert torch.equal(one, other)
-    elif isinstance(one, dict):
-        assert one.keys() == other.keys()
-        for key in one:
-            assert_equal(one[key], other[key])
-    else:
-        assert one == other
-
-
 def with_aps(monkeypatch, *aps):
     """Let the evaluations of a run have these values of AP, one after another."""
     evaluate, rest = LevelRunner._evaluate, list(aps)
@@ -69,7 +58,7 @@ def with_aps(monkeypatch, *aps):
     ],
     ids=["average", "pruned values kept", "dynamic"],
 )
-def test_they_change_no_bit_no_mode_and_no_random_number(settings, tiny_recipe, tmp_path, monkeypatch):
+def test_they_change_no_bit_no_mode_and_no_random_number(assert_equal, settings, tiny_recipe, tmp_path, monkeypatch):
     expected = run(tiny_recipe, tmp_path / "without", *settings)
     evaluate, train, evaluated = LevelEvaluation.run, Trainer._step, []
 
@@ -132,7 +121,7 @@ def test_they_come_after_every_so_many_steps_of_a_level_and_are_what_its_checkpo
         ((-1.0, -1.0, -1.0, -1.0), 4),  # AP is not defined
     ],
 )
-def test_the_best_checkpoint_of_a_level_is_kept(aps, step, tiny_recipe, tmp_path, monkeypatch):
+def test_the_best_checkpoint_of_a_level_is_kept(assert_equal, aps, step, tiny_recipe, tmp_path, monkeypatch):
     run(tiny_recipe, tmp_path / "plain", LEVELS)
     settings = (LEVELS, "evaluation.every_steps=1", "evaluation.after_pruning=false", BEST)
     rest = with_aps(monkeypatch, *aps, 0.0, 0.0, 0.1, 0.0)

@@ -201,7 +201,7 @@ def test_batches_of_unequal_size_are_all_trained_on(two):
     assert lines(two[0] / "groups", "records.jsonl")[0]["steps"] == 8
 
 
-def test_two_processes_stop_together_and_go_on_to_the_same_bits(two):
+def test_two_processes_stop_together_and_go_on_to_the_same_bits(assert_equal, two):
     folder, said = two
     for step, name in ((2, "SIGTERM"), (5, "SIGINT")):
         for rank in (0, 1):
@@ -225,17 +225,6 @@ def test_two_processes_stop_together_and_go_on_to_the_same_bits(two):
     assert (
         best[0]["metrics"]["ap"] == record["best_ap"] == max(record["metrics"]["ap"], *(r["val_ap"] for r in inside[0]))
     )
-
-
-def assert_equal(one, other):
-    if isinstance(one, torch.Tensor):
-        assert torch.equal(one, other)
-    elif isinstance(one, dict):
-        assert one.keys() == other.keys()
-        for key in one:
-            assert_equal(one[key], other[key])
-    else:
-        assert one == other
 
 
 def test_what_fails_in_the_first_process_ends_all_and_is_said_once(two):

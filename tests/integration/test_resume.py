@@ -64,38 +64,28 @@ def stop(path, folder, step, *overrides, **how):
     return console
 
 
-def assert_equal(one, other, place=""):
-    if isinstance(one, torch.Tensor):
-        assert torch.equal(one, other), place
-    elif isinstance(one, dict):
-        assert one.keys() == other.keys(), place
-        for key in one:
-            assert_equal(one[key], other[key], f"{place}.{key}")
-    elif isinstance(one, list | tuple):
-        assert len(one) == len(other), place
-        for index, pair in enumerate(zip(one, other, strict=True)):
-            assert_equal(*pair, f"{place}[{index}]")
-    else:
-        assert one == other, place
-
-
 def lines(path, *without):
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     return [{key: value for key, value in row.items() if key not in without} for row in rows]
 
 
-def assert_same_run(one, other):
-    """Compare all that two run folders of the tiny recipe hold."""
-    one, other = one / "tiny", other / "tiny"
-    files = [sorted(str(path.relative_to(folder)) for path in folder.rglob("*")) for folder in (one, other)]
-    assert files[0] == files[1]
-    assert_equal(*(lines(folder / "metrics.jsonl", *TIME_KEYS) for folder in (one, other)))
-    assert_equal(*(lines(folder / "records.jsonl", "seconds", "environment") for folder in (one, other)))
-    for name in files[0]:
-        if name.endswith(("checkpoint.pt", "best.pt")):
-            assert_equal(*(load_checkpoint(folder / name) for folder in (one, other)), name)
-        if name.endswith(("detections.json", "weights.safetensors")):
-            assert (one / name).read_bytes() == (other / name).read_bytes()
+@pytest.fixture
+def assert_same_run(assert_equal):
+    """Function that compares all that two run folders of the tiny recipe hold."""
+
+    def compare(one, other):
+        one, other = one / "tiny", other / "tiny"
+        files = [sorted(str(path.relative_to(folder)) for path in folder.rglob("*")) for folder in (one, other)]
+        assert files[0] == files[1]
+        assert_equal(*(lines(folder / "metrics.jsonl", *TIME_KEYS) for folder in (one, other)))
+        assert_equal(*(lines(folder / "records.jsonl", "seconds", "environment") for folder in (one, other)))
+        for name in files[0]:
+            if name.endswith(("checkpoint.pt", "best.pt")):
+                assert_equal(*(load_checkpoint(folder / name) for folder in (one, other)), name)
+            if name.endswith(("detections.json", "weights.safetensors")):
+                assert (one / name).read_bytes() == (other / name).read_bytes()
+
+    return compare
 
 
 SETTINGS = {
@@ -127,7 +117,9 @@ SETTINGS = {
 
 
 @pytest.mark.parametrize("settings", [pytest.param(value, id=name) for name, value in SETTINGS.items()])
-def test_a_run_stopped_in_the_middle_of_epochs_and_levels_ends_with_the_same_bits(settings, tiny_recipe, tmp_path):
+def test_a_run_stopped_in_the_middle_of_epochs_and_levels_ends_with_the_same_bits(
+    assert_same_run, settings, tiny_recipe, tmp_path
+):
     run(tiny_recipe, tmp_path / "whole", *settings)
     for step in (1, 4, 6):  # epochs have 3 steps, or 2 of 4 images; levels begin at 0 and 4
         stop(tiny_recipe, tmp_path / "stopped", step, *settings)
@@ -150,7 +142,9 @@ def breaking_off(monkeypatch, number):
 
 
 @pytest.mark.parametrize("when", ["after_pruning", "end"])
-def test_a_run_stopped_while_it_evaluates_ends_with_the_same_bits(when, tiny_recipe, tmp_path, monkeypatch):
+def test_a_run_stopped_while_it_evaluates_ends_with_the_same_bits(
+    assert_same_run, when, tiny_recipe, tmp_path, monkeypatch
+):
     run(tiny_recipe, tmp_path / "whole", LEVELS, EMA)
     calls = breaking_off(monkeypatch, {"after_pruning": 3, "end": 4}[when])
     with pytest.raises(Stopped, match=f"before step {calls_step(when)} of tiny"):
@@ -165,7 +159,9 @@ def calls_step(when):
     return {"after_pruning": 4, "end": 8}[when]
 
 
-def test_an_evaluation_inside_a_level_that_is_broken_off_comes_again(tiny_recipe, tmp_path, monkeypatch):
+def test_an_evaluation_inside_a_level_that_is_broken_off_comes_again(
+    assert_same_run, tiny_recipe, tmp_path, monkeypatch
+):
     settings = (LEVELS, EMA, "evaluation.every_steps=2", "training.checkpoints.keep_best=true")
     run(tiny_recipe, tmp_path / "whole", *settings)
     calls = breaking_off(monkeypatch, 5)  # pruned, inside, end; pruned, inside, end
@@ -195,7 +191,7 @@ def test_how_often_is_no_part_of_the_experiment(tiny_recipe, tmp_path):
 
 
 @pytest.mark.parametrize("damage", ["truncated", "flipped", "empty"])
-def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_used(damage, tiny_recipe, tmp_path):
+def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_used(assert_same_run, damage, tiny_recipe, tmp_path):
     every = "training.checkpoints={every_steps: 1, keep: 2}"
     run(tiny_recipe, tmp_path / "whole", every, LEVELS)
     stop(tiny_recipe, tmp_path / "run", 6, every, LEVELS)
@@ -210,7 +206,7 @@ def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_used(damage, ti
     assert_same_run(tmp_path / "whole", tmp_path / "run")
 
 
-def test_a_damaged_checkpoint_of_a_level_is_named_and_the_level_run_again(tiny_recipe, tmp_path):
+def test_a_damaged_checkpoint_of_a_level_is_named_and_the_level_run_again(assert_same_run, tiny_recipe, tmp_path):
     run(tiny_recipe, tmp_path / "whole", LEVELS)
     shutil.copytree(tmp_path / "whole", tmp_path / "run")
     shutil.rmtree(tmp_path / "run" / "tiny" / "sparsity-0.8")
@@ -250,7 +246,7 @@ def test_what_is_said_of_a_state_that_does_not_fit_is_passed_on(tiny_recipe, tmp
         run(tiny_recipe, tmp_path, LEVELS)
 
 
-def test_without_room_for_a_checkpoint_training_goes_on(tiny_recipe, tmp_path, monkeypatch):
+def test_without_room_for_a_checkpoint_training_goes_on(assert_same_run, tiny_recipe, tmp_path, monkeypatch):
     every = "training.checkpoints={every_steps: 1}"
     run(tiny_recipe, tmp_path / "whole", every, LEVELS)
     with monkeypatch.context() as patch:
@@ -265,7 +261,7 @@ def test_without_room_for_a_checkpoint_training_goes_on(tiny_recipe, tmp_path, m
     assert_same_run(tmp_path / "whole", tmp_path / "run")
 
 
-def test_images_that_vanish_and_come_back_cost_no_step(tiny_recipe, tiny_data, tmp_path):
+def test_images_that_vanish_and_come_back_cost_no_step(assert_same_run, tiny_recipe, tiny_data, tmp_path):
     data = shutil.copytree(tiny_data, tmp_path / "data")
     settings = (LEVELS, f"data.root={data}")
     run(tiny_recipe, tmp_path / "whole", *settings)

@@ -6,9 +6,7 @@ from typing import Any
 from sparsedet.detection.bootstrap import bootstrap
 from sparsedet.detection.evaluation import read_results
 from sparsedet.report.record import Record
-from sparsedet.report.run import SUITE_FILE, load_run
-
-DETECTIONS_FILE = "detections.json"
+from sparsedet.report.run import DETECTIONS_FILE, SUITE_FILE, load_run
 
 
 def intervals(

@@ -6,7 +6,6 @@ from typing import Any
 from sparsedet.benchmark import analysis
 from sparsedet.benchmark.checkpoint import BEST_FILE, CHECKPOINT_FILE
 from sparsedet.benchmark.compact import WEIGHTS_FILE, write_compact
-from sparsedet.benchmark.intervals import DETECTIONS_FILE
 from sparsedet.benchmark.job import Job
 from sparsedet.benchmark.progress import Standing
 from sparsedet.common.checkpoint import save_checkpoint
@@ -14,9 +13,8 @@ from sparsedet.common.errors import StorageError
 from sparsedet.common.files import write_json
 from sparsedet.common.processes import from_first
 from sparsedet.detection.evaluation import write_results
+from sparsedet.report.run import DETECTIONS_FILE, LAYERS_FILE
 from sparsedet.sparsity import Measurement
-
-LAYERS_FILE = "layers.json"
 
 
 @dataclass(frozen=True)

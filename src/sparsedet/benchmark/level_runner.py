@@ -31,10 +31,9 @@ from sparsedet.common.checkpoint import load_checkpoint
 from sparsedet.common.config import dump
 from sparsedet.common.errors import CheckpointError, ConfigError, DatasetError, SparseDetError, StorageError
 from sparsedet.common.files import write_json
-from sparsedet.common.processes import any_process, from_first, is_first, num_processes, rank
+from sparsedet.common.processes import any_process, from_first, is_first
 from sparsedet.common.runtime import require_space
 from sparsedet.common.stopping import Stopped
-from sparsedet.detection.data.loader import train_loader
 from sparsedet.detection.data.splits import Splits
 from sparsedet.detection.guard import TrainingError
 from sparsedet.detection.trainer import Level, StepReport, Trainer
@@ -224,18 +223,9 @@ class LevelRunner:
                 self._on_pruned()
             return None
         label = f"{self.job.name} {self.names[index]}"
-        config = self.recipe.training
         first_step = self.standing.step
-        batches = train_loader(
-            self.splits.train,
-            self.trainer.images_per_pass,
-            range(first_step, level.last_step),
-            self.model.stride,
-            self.trainer.passes_per_step,
-            config.num_workers,
-            slice(rank(), None, num_processes()),
-        )
-        with self.console.training(label, config.log_every) as show:
+        batches = self.trainer.batches(self.splits.train, range(first_step, level.last_step))
+        with self.console.training(label, self.recipe.training.log_every) as show:
             self.trainer.report = self._after_step(show)
             try:
                 return self.trainer.train(level, batches, None if first_step == level.first_step else first_step)

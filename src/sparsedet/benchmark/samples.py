@@ -9,8 +9,7 @@ from sparsedet.common.files import write_json
 from sparsedet.detection.data.coco import ImageRecord
 from sparsedet.detection.data.dataset import DetectionDataset
 from sparsedet.detection.data.images import decode_image
-
-SAMPLES_FILE = "samples.json"
+from sparsedet.report.run import SAMPLES_FILE
 
 
 def spread(images: Sequence[ImageRecord], number: int) -> list[ImageRecord]:

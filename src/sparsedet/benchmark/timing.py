@@ -20,7 +20,7 @@ from sparsedet.common.config import dump
 from sparsedet.common.files import hash_json
 from sparsedet.common.processes import join_processes, num_processes, rank
 from sparsedet.common.runtime import choose_device, start
-from sparsedet.detection.data.loader import train_loader, val_loader
+from sparsedet.detection.data.loader import val_loader
 from sparsedet.detection.data.splits import Splits, open_splits
 from sparsedet.detection.inference import detect
 from sparsedet.detection.trainer import Level, Trainer
@@ -84,23 +84,14 @@ def measure(recipe: Recipe, device: torch.device) -> Timing:
     trainer = Trainer(model, training, len(splits.train), device, recipe.seed, callback)
     if callback is not None:
         callback.sparsifier.attach(trainer.optimizer)
-    return Timing(_step_seconds(trainer, recipe, splits), _evaluation_seconds(trainer, recipe, splits))
+    return Timing(_step_seconds(trainer, splits), _evaluation_seconds(trainer, recipe, splits))
 
 
-def _step_seconds(trainer: Trainer, recipe: Recipe, splits: Splits) -> float:
+def _step_seconds(trainer: Trainer, splits: Splits) -> float:
     level = Level(0, NUM_UNCOUNTED + NUM_STEPS)
-    batches = train_loader(
-        splits.train,
-        trainer.images_per_pass,
-        level.steps,
-        trainer.model.stride,
-        trainer.passes_per_step,
-        recipe.training.num_workers,
-        slice(rank(), None, num_processes()),
-    )
     ends: list[float] = []
     trainer.report = lambda _: ends.append(time.perf_counter())  # the report's loss has waited for the device
-    trainer.train(level, batches)
+    trainer.train(level, trainer.batches(splits.train, level.steps))
     return (ends[-1] - ends[-1 - NUM_STEPS]) / NUM_STEPS
 
 

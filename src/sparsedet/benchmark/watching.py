@@ -9,8 +9,7 @@ from sparsedet.benchmark.trackers import Trackers
 from sparsedet.common.config import dump
 from sparsedet.detection.trainer import StepReport
 from sparsedet.report.record import Record
-
-METRICS_FILE = "metrics.jsonl"
+from sparsedet.report.run import METRICS_FILE
 
 
 class Watch:

@@ -16,7 +16,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from sparsedet.common.errors import ConfigError
 from sparsedet.common.processes import broadcast_, mean_over_processes, num_processes, rank
 from sparsedet.common.runtime import mix, peak_memory_bytes
-from sparsedet.detection.data.loader import Batch
+from sparsedet.detection.data.dataset import DetectionDataset
+from sparsedet.detection.data.loader import Batch, train_loader
 from sparsedet.detection.ema import WeightAverage
 from sparsedet.detection.guard import Guard
 from sparsedet.detection.models import Detector
@@ -179,6 +180,12 @@ class Trainer:
         """Let the average of the weights, if there is one, begin again from the weights as they are."""
         if self.average is not None:
             self.average.model.load_state_dict(self.model.state_dict())
+
+    def batches(self, dataset: DetectionDataset, steps: range) -> Iterator[Batch]:
+        """Yield what this process trains on in `steps`: the batch of each of its forward passes."""
+        stride, num_workers = self.model.stride, self.config.num_workers
+        share = slice(rank(), None, num_processes())
+        return train_loader(dataset, self.images_per_pass, steps, stride, self.passes_per_step, num_workers, share)
 
     def train(self, level: Level, batches: Iterable[Batch], first_step: int | None = None) -> float | None:
         """Run the steps of `level`; return the mean loss of its last steps (at most 50).

@@ -8,9 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from sparsedet.report.plots import COLOURS, plain
-from sparsedet.report.run import Experiment
-
-METRICS_FILE = "metrics.jsonl"
+from sparsedet.report.run import METRICS_FILE, Experiment
 
 
 def training_curves(experiment: Experiment) -> Figure | None:

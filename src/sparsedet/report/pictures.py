@@ -16,7 +16,7 @@ from PIL import Image, ImageDraw, ImageFont
 from sparsedet.common.errors import DatasetError, escape
 from sparsedet.report.plots import COLOURS
 from sparsedet.report.record import Record
-from sparsedet.report.run import Experiment, Run, read_saved
+from sparsedet.report.run import DETECTIONS_FILE, SAMPLES_FILE, Experiment, Run, read_saved
 from sparsedet.report.tables import ap_text, level_name
 
 MIN_SCORE = 0.3
@@ -60,7 +60,7 @@ def read_samples(experiment: Experiment) -> tuple[tuple[Sample, ...], dict[int, 
     Raises:
         ConfigError: `samples.json` is damaged.
     """
-    path = experiment.folder / "samples.json"
+    path = experiment.folder / SAMPLES_FILE
     if not path.exists():
         return (), {}
 
@@ -174,7 +174,7 @@ def _draw_tag(image: Image.Image, text: str, box: Box, color: Color, zoom: int) 
 
 
 def _detections(folder: Path, record: Record, wanted: set[int]) -> dict[int, list[Box]] | None:
-    path = folder / record.folder / "detections.json"
+    path = folder / record.folder / DETECTIONS_FILE
     if not path.exists():
         return None
 

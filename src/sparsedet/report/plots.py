@@ -12,14 +12,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from sparsedet.report.record import Record
-from sparsedet.report.run import Experiment, Run, read_saved
+from sparsedet.report.run import LAYERS_FILE, Experiment, Run, read_saved
 from sparsedet.report.tables import level_name, sparsity_name
 
 # Okabe and Ito's colours without the yellow: told apart by colour-blind readers and on white paper.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 MARKERS = ("o", "s", "^", "v", "P", "X", "<", ">")
 DASHES = ("--", ":", "-.")
-LAYERS_FILE = "layers.json"
 DPI = 150
 
 

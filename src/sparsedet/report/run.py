@@ -15,6 +15,10 @@ from sparsedet.common.errors import ConfigError
 from sparsedet.report.record import FolderName, Record, Share, read_records
 
 SUITE_FILE = "suite.json"
+METRICS_FILE = "metrics.jsonl"
+LAYERS_FILE = "layers.json"
+DETECTIONS_FILE = "detections.json"
+SAMPLES_FILE = "samples.json"
 
 Value = TypeVar("Value")
 
