@@ -53,6 +53,15 @@ def test_hours_are_steps_and_evaluations(suite, monkeypatch):
     assert {row["step s"] for row in rows} == {36.0}
 
 
+@pytest.mark.parametrize(("every", "number"), [(1, 4), (2, 2), (3, 2), (4, 1), (9, 1)])
+def test_evaluations_inside_levels_take_their_time(every, number, tiny_recipe, monkeypatch):
+    monkeypatch.setattr(timing, "measure", lambda recipe, device: Timing(0.0, 3600.0))
+    loaded = load_suite(tiny_recipe, (f"evaluation.every_steps={every}",))  # of four steps
+    rows = plan(loaded)
+    add_hours(rows, loaded, "cpu")
+    assert [row["hours"] for row in rows] == [number]
+
+
 @pytest.mark.parametrize("name", ["dense", "lamp", "reestimated"])
 def test_ten_steps_and_some_images_are_timed(suite, name, monkeypatch, tmp_path):
     seen = {"steps": 0, "images": 0}

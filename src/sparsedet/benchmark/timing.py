@@ -61,8 +61,9 @@ def add_hours(rows: list[Row], suite: Suite, device_name: str) -> None:
         kind = _kind(recipe)
         if kind not in known:
             known[kind] = measure(recipe, device)
-        timing, evaluations = known[kind], _num_evaluations(recipe)
+        timing = known[kind]
         for row in (row for row in rows if row["experiment"] == name):
+            evaluations = _num_evaluations(recipe, row["steps"])
             row["step s"] = round(timing.step_seconds, 4)
             row["hours"] = (row["steps"] * timing.step_seconds + evaluations * timing.evaluation_seconds) / 3600
 
@@ -109,11 +110,13 @@ def _evaluation_seconds(trainer: Trainer, recipe: Recipe, splits: Splits) -> flo
     return (time.perf_counter() - began) / max(num_images, 1) * len(val.images) / num_processes()
 
 
-def _num_evaluations(recipe: Recipe) -> int:
-    """Return how often a level is evaluated."""
+def _num_evaluations(recipe: Recipe, num_steps: int) -> int:
+    """Return how often a level of so many steps is evaluated."""
+    every = recipe.evaluation.every_steps
+    inside = 0 if every is None else max(num_steps - 1, 0) // every  # its end is evaluated in any case
     if recipe.scheduler == "dense" or not recipe.evaluation.after_pruning:
-        return 1
-    return 2 if recipe.reestimate_batch_norm is None else 3
+        return 1 + inside
+    return (2 if recipe.reestimate_batch_norm is None else 3) + inside
 
 
 def _kind(recipe: Recipe) -> str:
