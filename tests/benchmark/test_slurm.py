@@ -34,24 +34,36 @@ experiments:
 
 
 class Job:
+    state = "FAILED"
+
     def __init__(self, job_id, error):
         self.job_id = job_id
-        self.paths = SimpleNamespace(stderr=f"{job_id}.err")
+        self.paths = SimpleNamespace(stderr=f"{job_id}.err", result_pickle=self)
         self._error = error
         self.asked = 0
 
-    def done(self):
+    def exists(self):
         self.asked += 1
-        return self.asked > 2 and self._error != "never"
+        return self.asked > 2 and self._error is None
 
     def exception(self):
         return self._error
 
 
 @pytest.fixture
-def submitit(monkeypatch):
-    """Stand-in for the package; its `arrays` are what was submitted, `errors` those of experiments by name."""
-    module = SimpleNamespace(arrays=[], errors={}, refuses=None, runs=lambda: None)
+def submitit(monkeypatch, tmp_path):
+    """Stand-in for the package; its `arrays` are what was submitted, `errors` those of experiments by name.
+
+    A `squeue` lists the jobs that do not fail, from a file.
+    """
+    module = SimpleNamespace(arrays=[], errors={}, refuses=None, runs=lambda: None, queue=tmp_path / "queue.txt")
+    module.queue.touch()
+    (tmp_path / "bin").mkdir()
+    squeue = tmp_path / "bin" / "squeue"
+    squeue.write_text(f'#!/bin/sh\n[ "$*" = "--me --array --noheader --format=%i" ] && cat {module.queue}\n')
+    squeue.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{squeue.parent}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setattr(slurm, "QUEUE_SECONDS", 0)
 
     class AutoExecutor:
         def __init__(self, folder, cluster=None, **kwargs):
@@ -69,7 +81,10 @@ def submitit(monkeypatch):
             module.runs()
             module.arrays.append((self.made, self.parameters, function, calls))
             names = [call[0][call[0].index("--only") + 1] for call in calls]
-            return [Job(f"{number}_{index}", module.errors.get(name)) for index, name in enumerate(names)]
+            jobs = [Job(f"{number}_{index}", module.errors.get(name)) for index, name in enumerate(names)]
+            with module.queue.open("a") as queue:
+                queue.writelines(f"{job.job_id}\n" for job in jobs if not isinstance(job.exception(), Exception))
+            return jobs
 
     class DelayedSubmission:
         def __init__(self, function, *arguments, **kwargs):
@@ -149,7 +164,7 @@ def test_failed_jobs_are_named_with_what_starts_from_them(submit, submitit, tmp_
         submit(time="5")
     assert str(failed.value).splitlines()[:-1] == [
         "suite: expected all 5 experiments to finish, got 2 that failed:",
-        "  lamp: out of memory",
+        "  lamp: job 101_0: expected it to end well, got state FAILED without a reason. See its log in 101_0.err.",
         "  two-four: data: wrong",
         "  tuned: not run, since it starts from lamp",
     ]
@@ -157,11 +172,33 @@ def test_failed_jobs_are_named_with_what_starts_from_them(submit, submitit, tmp_
 
 
 def test_a_request_to_stop_ends_the_waiting_only(submit, submitit, monkeypatch):
+    def interrupt(seconds):
+        signal.raise_signal(signal.SIGINT)
+
     submitit.errors = {"tuned": "never"}
-    monkeypatch.setattr(slurm.time, "sleep", lambda _: signal.raise_signal(signal.SIGINT))
+    monkeypatch.setattr(slurm, "time", SimpleNamespace(sleep=interrupt, monotonic=time.monotonic))
     with pytest.raises(Stopped, match=r"the jobs go on, .* scancel 100_0 100_1 101_0 101_1 102_0$") as stopped:
         submit(time="5")
     assert stopped.value.exit_code == 130
+
+
+def test_a_job_that_slurm_queues_again_is_waited_for(submit, submitit, monkeypatch):
+    submitit.errors = {"other": RuntimeError("lost a machine")}
+    submitit.runs = lambda: submitit.queue.write_text("100_1\n")
+    waits = []
+
+    def wait(seconds):
+        waits.append(seconds)
+        if len(waits) == 5:
+            submitit.queue.unlink()  # squeue fails
+        if len(waits) == 8:
+            submitit.queue.write_text("")
+
+    monkeypatch.setattr(slurm, "time", SimpleNamespace(sleep=wait, monotonic=time.monotonic))
+    with pytest.raises(SuiteError, match="other: job 100_1: expected it to end well, got state FAILED"):
+        submit(time="5")
+    assert len(waits) == 8
+    assert submit.said.getvalue().count("warning: squeue did not answer, asked again in 0 s: ") == 3
 
 
 @pytest.mark.parametrize("error", [RuntimeError('Could not detect "srun"'), subprocess.CalledProcessError(1, "sbatch")])
@@ -192,19 +229,46 @@ def test_options_of_sbatch():
         read_options(())
 
 
-def test_a_job_starts_torchrun_on_each_of_its_machines(submitit, monkeypatch):
-    commands = []
+@pytest.fixture
+def torchrun(monkeypatch):
+    """Stand-in for `torchrun`, which ends with the next of `codes`; `commands` are the arguments it got."""
 
-    def torchrun(*arguments):
-        commands.append(arguments)
-        return [sys.executable, "-c", f"import sys; sys.exit({len(commands) - 1})"]
+    def start(*arguments):
+        start.commands.append(arguments)
+        return [sys.executable, "-c", f"import sys; sys.exit({start.codes[len(start.commands) - 1]})"]
 
-    monkeypatch.setattr(slurm, "torchrun", torchrun)
+    start.commands = []
+    monkeypatch.setattr(slurm, "torchrun", start)
+    return start
+
+
+def test_a_job_starts_torchrun_on_each_of_its_machines_and_once_more_where_it_fails(submitit, torchrun):
+    torchrun.codes = (0, 1, 1)
     SlurmCell(1, 4)(["-m", "sparsedet.cli"])
     with pytest.raises(ProcessesError, match="got exit code 1"):
         SlurmCell(2, 8)(["-m", "sparsedet.cli"])
-    many = ("--nnodes=2", "--rdzv-backend=c10d", "--rdzv-id=41234_7", "--rdzv-endpoint=node5:21234")
-    assert commands == [(4, "--max-restarts=1", "--standalone"), (8, "--max-restarts=1", *many)]
+    first, *others = torchrun.commands
+    assert first == (4, "--standalone")
+    for attempt, port, command in zip((0, 1), (22468, 22469), others, strict=True):  # 2 * 41234 + attempt, and so on
+        meet = (f"--rdzv-id=41234_7-{attempt}", f"--rdzv-endpoint=node5:{port}", "--rdzv-conf=read_timeout=600")
+        assert command == (8, "--nnodes=2", "--rdzv-backend=c10d", *meet)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR2])
+def test_a_job_that_is_ended_is_not_started_again(submitit, torchrun, monkeypatch, number):
+    torchrun.codes, handled = (1, 0), []
+    ran = SlurmCell._run
+    monkeypatch.setattr(SlurmCell, "_run", lambda *call: (signal.raise_signal(number), ran(*call))[1])
+    before = signal.signal(number, lambda number, frame: handled.append(number))
+    handler = signal.getsignal(number)
+    try:
+        with pytest.raises(ProcessesError, match="got exit code 1"):
+            SlurmCell(1, 1)([])
+        assert signal.getsignal(number) is handler
+    finally:
+        signal.signal(number, before)
+    assert handled == [number]
+    assert len(torchrun.commands) == 1
 
 
 SAVING = """

@@ -27,6 +27,18 @@ def run_folder(sparsedet, tiny_recipe_text, tmp_path_factory):
     return folder / "run"
 
 
+@pytest.mark.parametrize(("process", "waits", "sender"), [("0", [], ""), ("3", [5], "process 3: ")])
+def test_of_several_processes_with_an_error_the_first_speaks_first(sparsedet, monkeypatch, process, waits, sender):
+    waited = []
+    monkeypatch.setattr("sparsedet.cli.main.time.sleep", waited.append)
+    for key, value in (("WORLD_SIZE", "4"), ("RANK", process), ("TORCH_CPP_LOG_LEVEL", "INFO")):
+        monkeypatch.setenv(key, value)
+    done = sparsedet("train", "no such recipe")
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"{sender}error: no such recipe: expected ")
+    assert waited == waits
+
+
 def test_help_needs_no_torch_and_answers_at_once():
     started = time.perf_counter()
     done = subprocess.run([sys.executable, "-m", "sparsedet.cli", "--help"], capture_output=True, text=True, check=True)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from sparsedet.common.errors import ConfigError
+from sparsedet.common.errors import ConfigError, ProcessesError
 from sparsedet.common.processes import (
     any_process,
     broadcast_,
@@ -28,6 +28,16 @@ def test_one_process_is_the_first_of_one(monkeypatch):
     value = torch.ones(2)
     broadcast_([value])
     assert value.tolist() == [1, 1]
+
+
+def test_processes_that_do_not_find_each_other(monkeypatch):
+    def connect(**_):
+        raise torch.distributed.DistNetworkError("connection refused\nmore of it")
+
+    monkeypatch.setenv("WORLD_SIZE", "16")
+    monkeypatch.setattr("accelerate.PartialState", connect)
+    with pytest.raises(ProcessesError, match=r"expected 16 to find each other, got 'connection refused'\. See that"):
+        join_processes(torch.device("cpu"))
 
 
 def test_what_fails_in_the_first_process_is_for_it_to_say():

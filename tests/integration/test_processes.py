@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 
@@ -71,16 +72,12 @@ SHAPE = ("data.pad_multiple=128",)  # else a process pads its images to the larg
 BATCH = ("training.steps=8", "training.batch_size=4")
 
 
+TORCHRUN = (sys.executable, "-m", "torch.distributed.run")
+
+
 def torchrun(*arguments):
     """Start two processes under torchrun."""
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node=2",
-        *map(str, arguments),
-    ]
+    command = [*TORCHRUN, "--standalone", "--nproc-per-node=2", *map(str, arguments)]
     return subprocess.run(
         command, capture_output=True, text=True, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"}
     )
@@ -240,3 +237,28 @@ def test_where_one_process_is_killed_all_end_and_say_so(recipe, tmp_path):
     assert done.returncode != 0
     assert "processes: expected all 2 to go on, got a broken connection" in done.stderr
     assert "Signal 9 (SIGKILL)" in done.stderr
+
+
+@pytest.mark.long
+def test_sixteen_processes_of_two_launchers_are_like_one(recipe, start, tmp_path):
+    overrides = (*BATCH[:1], "training.batch_size=16", *SHAPE, *SGD, *FROZEN, LEVELS, f"initial_checkpoint={start}")
+    run(recipe, tmp_path / "one", *overrides)
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    command = [*TORCHRUN, "--nnodes=2", "--nproc-per-node=8", "--rdzv-backend=c10d", "--rdzv-id=mine"]
+    command += [f"--rdzv-endpoint=localhost:{port}", "-m", "sparsedet.cli", "train", recipe, "--device", "cpu"]
+    command += ["--output", tmp_path / "many", *(part for override in overrides for part in ("--set", override))]
+    machines = [
+        subprocess.Popen(list(map(str, command)), stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+        for _ in range(2)
+    ]
+    said = [machine.communicate(timeout=300)[1] for machine in machines]
+    assert [machine.returncode for machine in machines] == [0, 0], said
+    assert "find_unused_parameters" not in "".join(said)  # advice of DDP to each process, which we know better
+    for found, expected in zip(losses(tmp_path / "many"), losses(tmp_path / "one"), strict=True):
+        assert found == pytest.approx(expected, rel=1e-6)
+    assert_weights_close(tmp_path / "many", tmp_path / "one")
+    one, many = (lines(tmp_path / name, "records.jsonl", "seconds") for name in ("one", "many"))
+    assert [row["metrics"] for row in many] == [row["metrics"] for row in one]
+    assert {row["environment"]["num_processes"] for row in many} == {16}

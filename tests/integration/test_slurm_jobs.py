@@ -35,10 +35,14 @@ def state(job, text=None):
     return path.read_text() if path.exists() else "PENDING"
 
 
-def run(number, script, folder):
+def parse(number, script):
     options = dict(re.findall(r"^#SBATCH --([\w-]+)=(.*)$", Path(script).read_text(), re.M))
     tasks = range(int(options["array"].split("%")[0].split("-")[1]) + 1) if "array" in options else [None]
-    names = [str(number) if task is None else f"{number}_{task}" for task in tasks]
+    return options, tasks, [str(number) if task is None else f"{number}_{task}" for task in tasks]
+
+
+def run(number, script, folder):
+    options, tasks, names = parse(number, script)
     while not all(list(Path(folder).glob(f"{name}_submitted.pkl")) for name in names):
         time.sleep(0.05)  # submitit names its files after the job only when it has its number
     if "dependency" in options:
@@ -65,6 +69,7 @@ elif program == "sbatch":
     number = 100 + len(list(HERE.glob("*.sh")))
     script = HERE / f"{number}.sh"
     script.write_text(Path(arguments[-1]).read_text())
+    [state(name, "PENDING") for name in parse(number, script)[2]]
     own = [sys.executable, __file__, "run", str(number), str(script), str(Path(arguments[-1]).parent)]
     nothing = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.DEVNULL)  # which sbatch would else keep open
     subprocess.Popen(own, start_new_session=True, **nothing)
@@ -72,6 +77,10 @@ elif program == "sbatch":
 elif program == "srun":
     start = next(index for index, word in enumerate(arguments) if "python" in word)
     sys.exit(subprocess.run(arguments[start:]).returncode)
+elif program == "squeue":
+    for path in HERE.glob("*.state"):
+        if path.read_text() in ("PENDING", "RUNNING"):
+            print(path.stem)
 elif program == "sacct":
     print("JobID|State|NodeList")
     for path in HERE.glob("*.state"):
@@ -84,7 +93,7 @@ def slurm(tmp_path, monkeypatch):
     """Folder of the stand-ins, which is searched first for programs."""
     folder = tmp_path / "slurm-bin"
     folder.mkdir()
-    for name in ("sbatch", "srun", "sacct"):
+    for name in ("sbatch", "srun", "squeue", "sacct"):
         path = folder / name
         path.write_text(f"#!{sys.executable}\n{SLURM}")
         path.chmod(path.stat().st_mode | stat.S_IXUSR)

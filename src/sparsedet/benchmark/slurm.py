@@ -1,13 +1,15 @@
 """Each experiment of a suite in a job of Slurm, submitted with submitit (the extra ``slurm``)."""
 
+import math
 import os
 import signal
 import subprocess
 import time
-from collections.abc import Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import torch
@@ -15,19 +17,22 @@ import torch
 from sparsedet.benchmark.cells import Failures, forget_error, noted_error
 from sparsedet.benchmark.console import Console
 from sparsedet.benchmark.experiment import is_finished
-from sparsedet.benchmark.launchers import CellCommand, torchrun, with_grace
+from sparsedet.benchmark.launchers import GRACE_SECONDS, CellCommand, torchrun, with_grace
 from sparsedet.benchmark.suite import Suite, SuiteEntry, open_folder
 from sparsedet.common.errors import ConfigError, MissingExtraError, ProcessesError
 from sparsedet.common.stopping import Stopped, StopRequests
 
 LOGS_FOLDER = "slurm"
 POLL_SECONDS = 1.0
+QUEUE_SECONDS = 15.0
+"""How long what `squeue` has said is taken to hold: it is a load on all users of a cluster."""
 NUMBERS = {  # options that submitit has to know as numbers, by the names of sbatch
     "time": "timeout_min",
     "cpus-per-task": "cpus_per_task",
     "gpus-per-node": "gpus_per_node",
     "array-parallelism": "slurm_array_parallelism",
 }
+MAX_ATTEMPTS = 2
 MAX_TIMEOUTS = 1000
 """How often a job that ran out of its time is queued again; submitit stops at three."""
 
@@ -44,31 +49,61 @@ class SlurmCell:
     num_nodes: int
     num_processes: int
     _process: "subprocess.Popen[bytes] | None" = field(default=None, init=False, repr=False)
+    _is_ending: bool = field(default=False, init=False, repr=False)
 
     def __call__(self, arguments: list[str]) -> None:
         """Run the command of an experiment; one that fails is started once more, on all machines at a time.
 
+        Not by `torchrun` itself (``--max-restarts``): its machines notice a lost process one after another, and those
+        that start again first look in vain for processes of the old ones. Here they all end, and meet anew.
+
         Raises:
-            ProcessesError: it has failed again.
+            ProcessesError: it has failed again, or the job is cancelled or its time is up.
         """
+        for attempt in range(MAX_ATTEMPTS):
+            with self._noting_signals():
+                code = self._run([*torchrun(self.num_processes, *self._meeting(attempt)), *arguments])
+            if code == 0:
+                return
+            if self._is_ending:
+                break
+        raise ProcessesError(f"job: expected torchrun to end well, got exit code {code}. See what it has said.")
+
+    def _meeting(self, attempt: int) -> list[str]:
+        """Return the options by which the machines of the job find each other."""
         import submitit
 
-        job = submitit.JobEnvironment()
-        options = ["--max-restarts=1"]
         if self.num_nodes == 1:
-            options += ["--standalone"]
-        else:
-            port = 20000 + int(str(job.job_id).split("_")[0]) % 40000
-            options += [f"--nnodes={self.num_nodes}", "--rdzv-backend=c10d", f"--rdzv-id={job.job_id}"]
-            options += [f"--rdzv-endpoint={job.hostnames[0]}:{port}"]
-        command = [*torchrun(self.num_processes, *options), *arguments]
+            return ["--standalone"]
+        job = submitit.JobEnvironment()
+        port = 20000 + (MAX_ATTEMPTS * int(str(job.job_id).split("_")[0]) + attempt) % 40000
+        options = [f"--nnodes={self.num_nodes}", "--rdzv-backend=c10d", f"--rdzv-id={job.job_id}-{attempt}"]
+        return [*options, f"--rdzv-endpoint={job.hostnames[0]}:{port}", f"--rdzv-conf=read_timeout={GRACE_SECONDS}"]
+
+    def _run(self, command: list[str]) -> int:
         with subprocess.Popen(
             command, start_new_session=True, preexec_fn=_leave_signals_of_slurm, env=with_grace()
         ) as process:
             self._process = process
-            code = process.wait()
-        if code != 0:
-            raise ProcessesError(f"job: expected torchrun to end well, got exit code {code}. See what it has said.")
+            return process.wait()
+
+    @contextmanager
+    def _noting_signals(self) -> Iterator[None]:
+        """Note signals that submitit handles: ``scancel``, time is up. They reach `torchrun` by themselves."""
+        before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)}
+        handlers = {number: handler for number, handler in before.items() if callable(handler)}
+
+        def note(number: int, frame: FrameType | None) -> None:
+            self._is_ending = True
+            handlers[signal.Signals(number)](number, frame)
+
+        for number in handlers:
+            signal.signal(number, note)
+        try:
+            yield
+        finally:
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
 
     def checkpoint(self, arguments: list[str]) -> Any:
         """Called by submitit, in the handler of a signal, when the time is nearly up: let the state be saved.
@@ -204,11 +239,12 @@ def _submit(
 def _wait(suite: Suite, jobs: dict[str, Any], folder: Path, console: Console, stop: StopRequests) -> None:
     failures = Failures(suite.config.experiments)
     waiting = [suite.entry(name) for name in jobs]
+    queue = _Queue(console)
     while waiting:
         for entry in tuple(waiting):
             if failures.leaves_out(entry):
                 waiting.remove(entry)
-            elif jobs[entry.name].done():
+            elif queue.has_left(jobs[entry.name]):
                 waiting.remove(entry)
                 _collect(entry.name, jobs[entry.name], folder / entry.name, failures, console)
         if waiting and stop.number is not None:
@@ -222,12 +258,49 @@ def _wait(suite: Suite, jobs: dict[str, Any], folder: Path, console: Console, st
     failures.check()
 
 
+class _Queue:
+    """Which jobs have ended, for good.
+
+    Not by the states that `submitit` asks `sacct` for: a job that has lost a machine has failed by them, while Slurm
+    queues it again; and there are clusters without accounting.
+    """
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._asked_at = -math.inf
+        self._ids: set[str] | None = None
+
+    def has_left(self, job: Any) -> bool:
+        """Tell whether a job has a result, or is neither running nor waiting."""
+        if job.paths.result_pickle.exists():
+            return True
+        if time.monotonic() - self._asked_at >= QUEUE_SECONDS:
+            self._ids = self._ask()
+            self._asked_at = time.monotonic()
+        return self._ids is not None and job.job_id not in self._ids
+
+    def _ask(self) -> set[str] | None:
+        command = ["squeue", "--me", "--array", "--noheader", "--format=%i"]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+        except (OSError, subprocess.SubprocessError) as error:
+            self._console.warn(f"squeue did not answer, asked again in {QUEUE_SECONDS:.0f} s: {error}")
+            return None
+        return set(done.stdout.split())
+
+
 def _collect(name: str, job: Any, folder: Path, failures: Failures, console: Console) -> None:
-    error = job.exception()
-    if error is None:
+    if job.exception() is None:
         console.say(f"{name}: finished")
         return
-    failures.add(name, noted_error(folder) or error)
+    failures.add(
+        name,
+        noted_error(folder)
+        or ProcessesError(
+            f"job {job.job_id}: expected it to end well, got state {job.state} without a reason. "
+            f"See its log in {job.paths.stderr}."
+        ),
+    )
     console.warn(f"{name}: job {job.job_id} has failed, its log is in {job.paths.stderr}")
 
 

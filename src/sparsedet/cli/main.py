@@ -2,6 +2,7 @@
 
 import os
 import sys
+import time
 
 import typer
 
@@ -14,6 +15,9 @@ from sparsedet.cli import (
     predict_commands,
     run_commands,
 )
+
+SECONDS_FOR_THE_FIRST = 5
+"""How long a process that has failed lets the first of several speak: most errors are the same in all of them."""
 
 app = typer.Typer(
     help="Sparse object detectors: train, prune, evaluate and compare AP versus sparsity.",
@@ -40,20 +44,30 @@ def main() -> None:
     """Run the command line: exit 0 on success, 1 where a check failed, 2 on an error, 130 on Ctrl-C, 143 on SIGTERM."""
     from sparsedet.common.errors import SparseDetError
 
+    is_one_of_several = os.environ.get("WORLD_SIZE", "1") != "1"  # to ask torch, its import would take seconds
+    if is_one_of_several:  # warnings of torch's C++ parts, such as DDP's advice, come once from each process
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     try:
         app()
     except SparseDetError as error:
         if "--debug" in sys.argv:
             raise
-        process = os.environ.get("RANK", "0")  # as torchrun sets it; importing torch to ask would take seconds
         if not error.is_said:
-            print(f"{'' if process == '0' else f'process {process}: '}error: {error}", file=sys.stderr)
+            _say(error, os.environ.get("RANK", "0") if is_one_of_several else "0")
         sys.exit(2)
     except SystemExit as done:
-        if not done.code and os.environ.get("WORLD_SIZE", "1") != "1":
+        if not done.code and is_one_of_several:
             # Now and then a process that has talked over gloo aborts when torch tears down its own objects, with all
             # done and written; torchrun takes that for a failure, and ends the others.
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(0)
         raise
+
+
+def _say(error: Exception, process: str) -> None:
+    sender = ""
+    if process != "0":
+        time.sleep(SECONDS_FOR_THE_FIRST)  # if the first fails too, the launcher ends this process meanwhile
+        sender = f"process {process}: "
+    print(f"{sender}error: {error}", file=sys.stderr)

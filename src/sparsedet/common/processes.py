@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
-from sparsedet.common.errors import SparseDetError
+from sparsedet.common.errors import ProcessesError, SparseDetError
 
 Value = TypeVar("Value")
 
@@ -35,13 +35,22 @@ def join_processes(device: torch.device) -> torch.device:
 
     Args:
         device: as asked for; of several GPUs each process of a machine takes another.
+
+    Raises:
+        ProcessesError: they do not find each other.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return device
     from accelerate import PartialState
 
     is_cpu = device.type == "cpu"
-    own: torch.device = PartialState(cpu=is_cpu, timeout=TIMEOUT).device
+    try:
+        own: torch.device = PartialState(cpu=is_cpu, timeout=TIMEOUT).device
+    except RuntimeError as error:  # also all of torch.distributed
+        raise ProcessesError(
+            f"processes: expected {os.environ['WORLD_SIZE']} to find each other, got '{str(error).splitlines()[0]}'. "
+            "See that all were started and that their machines reach each other."
+        ) from error
     return torch.device("cpu") if is_cpu else own
 
 

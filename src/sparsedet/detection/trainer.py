@@ -1,7 +1,6 @@
 """The training loop: short, and the same for dense and sparse detectors."""
 
 import time
-import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
@@ -374,7 +373,6 @@ def _distributed(losses: nn.Module) -> nn.Module:
     keeps the order in which it adds gradients up, which it would else change after the first step: after a resume the
     last bits would differ.
     """
-    warnings.filterwarnings("ignore", message="find_unused_parameters=True was specified in DDP constructor")
     return _Distributed(losses, find_unused_parameters=True)
 
 
