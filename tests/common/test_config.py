@@ -203,6 +203,20 @@ def test_every_fault_of_a_file_is_reported_at_once():
     assert len(str(error.value).splitlines()) == 2
 
 
+class Gallery(ConfigModel):
+    circles: tuple[Circle, ...] = Field(min_length=1)
+
+
+@pytest.mark.parametrize(
+    ("text", "found"), [("circles: [{radius: 2}]", "circles[0].radius"), ("circles: []", "circles")]
+)
+def test_a_list_is_not_called_short_of_what_is_faulty_itself(text, found):
+    with pytest.raises(ConfigError) as raised:
+        validate(Gallery, parse_yaml(text, "f.yaml", Path("/folder")))
+    (fault,) = str(raised.value).splitlines()
+    assert fault.startswith(f"f.yaml:1: {found}: expected ")
+
+
 def test_overrides_pass_the_same_checks_and_start_at_the_current_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     text = "number: 1\nshape: {type: circle}\nfile: x\n"

@@ -94,6 +94,14 @@ def test_dollar_signs_are_no_mathematics(tmp_path, make):
     assert to_svg(layer_sparsity(experiment))
 
 
+def test_a_layer_whose_name_is_no_text_is_drawn(run_dir):
+    path = run_dir / "lamp" / "sparsity-0.90" / "layers.json"
+    path.write_text(r'[{"name": "a\ud800", "sparsity": 0.5}]')
+    figure = layer_sparsity(load_run(run_dir).experiments[1])
+    assert "a?" in [label.get_text() for label in figure.axes[0].get_yticklabels()]
+    assert to_png(figure).startswith(b"\x89PNG")
+
+
 def test_layers_by_level(run_dir):
     lamp = load_run(run_dir).experiments[1]
     figure = layer_sparsity(lamp)

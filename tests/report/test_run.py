@@ -71,6 +71,10 @@ ENTRY = {"name": "lamp", "family": "f", "label": "l"}
             json.dumps({"title": "t", "experiments": [ENTRY | {"name": "../x"}]}),
             "experiments[0].name: expected string should match pattern '^[A-Za-z0-9][A-Za-z0-9._-]*$', got '../x'.",
         ),
+        (
+            json.dumps({"title": "t", "experiments": [ENTRY | {"name": "x" * 201}]}),
+            "experiments[0].name: expected string",
+        ),
         (json.dumps({"title": "t", "experiments": [ENTRY | {"lable": "x"}]}), "Did you mean 'label'?"),
     ],
 )

@@ -244,7 +244,7 @@ def _wait(suite: Suite, jobs: dict[str, Any], folder: Path, console: Console, st
         for entry in tuple(waiting):
             if failures.leaves_out(entry):
                 waiting.remove(entry)
-            elif queue.has_left(jobs[entry.name]):
+            elif queue.has_left(jobs[entry.name].job_id):
                 waiting.remove(entry)
                 _collect(entry.name, jobs[entry.name], folder / entry.name, failures, console)
         if waiting and stop.number is not None:
@@ -261,8 +261,8 @@ def _wait(suite: Suite, jobs: dict[str, Any], folder: Path, console: Console, st
 class _Queue:
     """Which jobs have ended, for good.
 
-    Not by the states that `submitit` asks `sacct` for: a job that has lost a machine has failed by them, while Slurm
-    queues it again; and there are clusters without accounting.
+    Not by what `submitit` knows: a job that has lost a machine has failed by the states of `sacct`, and may have left
+    an error as its result, while Slurm queues it again. And there are clusters without `sacct`.
     """
 
     def __init__(self, console: Console) -> None:
@@ -270,14 +270,12 @@ class _Queue:
         self._asked_at = -math.inf
         self._ids: set[str] | None = None
 
-    def has_left(self, job: Any) -> bool:
-        """Tell whether a job has a result, or is neither running nor waiting."""
-        if job.paths.result_pickle.exists():
-            return True
+    def has_left(self, job_id: str) -> bool:
+        """Tell whether a job is neither running nor waiting."""
         if time.monotonic() - self._asked_at >= QUEUE_SECONDS:
             self._ids = self._ask()
             self._asked_at = time.monotonic()
-        return self._ids is not None and job.job_id not in self._ids
+        return self._ids is not None and job_id not in self._ids
 
     def _ask(self) -> set[str] | None:
         command = ["squeue", "--me", "--array", "--noheader", "--format=%i"]

@@ -26,7 +26,7 @@ from sparsedet.common.lock import FILES_LOCK, locked
 from sparsedet.common.processes import from_first, is_first, is_lost_process, join_processes, num_processes
 from sparsedet.common.runtime import choose_device, writable_folder
 from sparsedet.common.stopping import StopRequests
-from sparsedet.report.record import Record
+from sparsedet.report.record import MAX_NAME_LENGTH, FolderName, Record
 from sparsedet.report.run import SUITE_FILE
 
 
@@ -41,7 +41,7 @@ class SuiteEntry(ConfigModel):
         recipe: path of a recipe file, or the recipe itself (which may name a ``base:``); it is read apart.
     """
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    name: FolderName
     family: str = ""
     label: str = ""
     start: str | None = None
@@ -125,7 +125,8 @@ def load_suite(path: Path, overrides: tuple[str, ...] = ()) -> Suite:
     if "experiments" not in document.data:
         recipe = finish_recipe(document, overrides)
         name = re.sub(r"^[^A-Za-z0-9]+|[^A-Za-z0-9._-]+", "-", path.stem).strip("-") or "recipe"
-        return Suite(SuiteConfig(title=path.stem, experiments=(SuiteEntry(name=name, recipe=path.name),)), (recipe,))
+        entry = SuiteEntry(name=name[:MAX_NAME_LENGTH], recipe=path.name)
+        return Suite(SuiteConfig(title=path.stem, experiments=(entry,)), (recipe,))
     documents = _take_recipes(document)
     config = validate(SuiteConfig, document)
     names = [entry.name for entry in config.experiments]

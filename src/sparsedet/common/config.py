@@ -6,6 +6,7 @@ from io import StringIO
 from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic_core import ErrorDetails
 from ruamel.yaml import YAML
 from ruamel.yaml.representer import RoundTripRepresenter
 
@@ -37,12 +38,15 @@ def validate(model: type[Model], document: Document, path: KeyPath = ()) -> Mode
     try:
         return model.model_validate_json(json.dumps(data), strict=True)
     except ValidationError as error:
-        messages = [
-            _fault(model, document, path, data, details)
-            for details in error.errors(include_url=False)
-            if details["type"] != "default_factory_not_called"  # follows from another of these faults
-        ]
+        found = error.errors(include_url=False)
+        messages = [_fault(model, document, path, data, details) for details in found if not _follows(details, found)]
         raise ConfigError("\n".join(dict.fromkeys(messages))) from error
+
+
+def _follows(fault: ErrorDetails, faults: list[ErrorDetails]) -> bool:
+    """Tell whether a fault follows from others: of values that they leave out, or of a list that is short of them."""
+    inner = [other["loc"] for other in faults if other["loc"][: len(fault["loc"])] == fault["loc"] != other["loc"]]
+    return fault["type"] == "default_factory_not_called" or (fault["type"] == "too_short" and bool(inner))
 
 
 def dump(model: ConfigModel) -> dict[str, Any]:

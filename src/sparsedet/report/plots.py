@@ -156,5 +156,5 @@ def _layer_sparsities(rows: Any) -> dict[str, float]:
 
 
 def plain(text: str) -> str:
-    """Return `text` so that matplotlib does not read dollar signs as mathematics."""
-    return text.replace("$", r"\$")
+    """Return `text` as matplotlib can draw it: dollar signs are no mathematics, half a surrogate pair is a "?"."""
+    return text.encode(errors="replace").decode().replace("$", r"\$")

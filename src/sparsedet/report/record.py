@@ -14,9 +14,11 @@ from sparsedet.common.errors import ConfigError, StorageError
 
 RECORDS_FILE = "records.jsonl"
 
+MAX_NAME_LENGTH = 200  # file systems take 255 bytes
+
 Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=0)]
-FolderName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+FolderName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=MAX_NAME_LENGTH)]
 Difference = Annotated[float, Field(ge=-1, le=1)]
 
 
