@@ -12,7 +12,8 @@ from sparsedet.common.processes import is_first, num_processes
 
 def is_sharded(tensor: Tensor) -> bool:
     """Tell a DTensor, of which every process holds a part, without importing what defines it."""
-    return any(base.__name__ == "DTensor" for base in type(tensor).__mro__)
+    cls = type(tensor)
+    return cls not in (Tensor, nn.Parameter) and any(base.__name__ == "DTensor" for base in cls.__mro__)
 
 
 def whole(tensor: Tensor) -> Tensor:
@@ -25,11 +26,12 @@ def whole(tensor: Tensor) -> Tensor:
 
 
 def own_part(tensor: Tensor) -> Tensor:
-    """Return the entries that this process holds, as a view."""
+    """Return the entries that this process holds, as a view without a gradient."""
     if not is_sharded(tensor):
         return tensor.detach()
     sharded: Any = tensor.detach()
-    result: Tensor = sharded.to_local()
+    with torch.no_grad():
+        result: Tensor = sharded.to_local()
     return result
 
 

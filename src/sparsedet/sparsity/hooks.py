@@ -86,8 +86,9 @@ def _after_backward(masked: MaskedTensors, name: str) -> Any:
 
     def hook(parameter: Tensor) -> None:
         there = reference()
-        if there is not None and parameter.grad is not None:
-            there.take_gradient_(name, parameter.grad)
+        gradient = parameter.grad
+        if there is not None and gradient is not None:
+            there.take_gradient_(name, gradient)
 
     return hook
 

@@ -132,21 +132,21 @@ class MaskedTensors:
             self.masks[name].apply_(self.tensor(name))
             merge_(self.tensor(name), values)
 
-    @torch.no_grad()
     def take_gradient_(self, name: str, gradient: Tensor) -> None:
         """Zero the pruned entries of a gradient as soon as it is there; keep them apart if they are wanted.
 
         Kept entries of `gradient` are the sum over the passes of a step, pruned ones of the last pass alone.
         """
-        if name not in self.masks:
+        mask = self.masks.get(name)
+        if mask is None:
             return
         if self.collects and name in self.weights:
             if name in self.gradients:
-                self.masks[name].clear_kept_(self.gradients[name])
-                self.gradients[name] += gradient
+                mask.clear_kept_(self.gradients[name])
+                self.gradients[name] += gradient.detach()
             else:
                 self.gradients[name] = gradient.detach().clone()
-        self.masks[name].apply_(gradient)
+        mask.apply_(gradient)
 
     def whole_gradient(self, name: str) -> Tensor:
         """Return the gradient of all processes for a weight, each of which has to ask; a frozen one has zeros."""

@@ -40,17 +40,18 @@ class Mask:
         packed = np.packbits(self.keep.cpu().contiguous().numpy())
         return zlib.crc32(packed.tobytes())
 
-    @torch.no_grad()
     def apply_(self, tensor: Tensor) -> None:
         """Set the pruned entries of `tensor` to +0.0, also where NaN, inf or -0.0 stand.
 
         A multiplication would leave NaN and -0.0; taking the bitwise AND of the float's bits with all ones or
         all zeros does not, and is twice as fast as multiplying and 14 times as fast as ``masked_fill_``. The
         mask follows the tensor to its device and memory layout. Tensors without memory (meta) are left alone.
+
+        In a training step this runs twice for each tensor, between operations that have pushed Python's own code and
+        data out of the caches: there every call that it makes takes several times as long as in a loop.
         """
         self._clear_(tensor, kept=False)
 
-    @torch.no_grad()
     def clear_kept_(self, tensor: Tensor) -> None:
         """Set the entries of `tensor` that stay to +0.0; those that are pruned are left as they are."""
         self._clear_(tensor, kept=True)
@@ -58,19 +59,19 @@ class Mask:
     def _clear_(self, tensor: Tensor, kept: bool) -> None:
         if tensor.is_meta:
             return
-        bits, values = self._bits_like(tensor), own_part(tensor)
+        values = own_part(tensor)
+        bits = self._bits_like(tensor, values)
         integer = _INTEGERS.get(values.element_size())
         if integer is None:
             values.masked_fill_((bits != 0) == kept, 0)
         else:
             values.view(integer).bitwise_and_(~bits if kept else bits)
 
-    def _bits_like(self, tensor: Tensor) -> Tensor:
-        """Return the bits for the entries of `tensor` that this process holds, on its device and in its layout."""
+    def _bits_like(self, tensor: Tensor, values: Tensor) -> Tensor:
+        """Return the bits for `values`, what this process holds of `tensor`, on their device and in their layout."""
         if not is_sharded(tensor):
-            self.bits = _relaid(self.bits, tensor)
+            self.bits = _relaid(self.bits, values)
             return self.bits
-        values = own_part(tensor)
         if self.part is None or self.part.shape != values.shape:
             self.part = own_part(shard_like(self.bits, tensor))
         self.part = _relaid(self.part, values)
@@ -86,12 +87,11 @@ def merge_(tensor: Tensor, pruned: Tensor) -> None:
 
 
 def _relaid(bits: Tensor, tensor: Tensor) -> Tensor:
-    if _layout(bits) == _layout(tensor):
+    if bits.device == tensor.device and (bits.stride() == tensor.stride() or _strides(bits) == _strides(tensor)):
         return bits
     return torch.empty_like(tensor, dtype=torch.int8).copy_(bits)
 
 
-def _layout(tensor: Tensor) -> tuple[torch.device, list[int]]:
-    """Device and the strides that matter."""
-    strides = zip(tensor.shape, tensor.stride(), strict=True)
-    return tensor.device, [stride for size, stride in strides if size > 1]
+def _strides(tensor: Tensor) -> list[int]:
+    """Return the strides that matter."""
+    return [stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True) if size > 1]
