@@ -181,3 +181,21 @@ def test_diverged_weights_are_refused_by_name():
     net.second.weight.data[sparsifier.masks["second.weight"]] = math.nan
     with pytest.raises(SparseDetError, match=r"second.weight: expected finite weights, got inf or NaN"):
         sparsifier.before_step(3, 15)
+
+
+@pytest.mark.filterwarnings("ignore:Using backward\\(\\) with create_graph=True")
+def test_gradients_that_can_be_differentiated_again_are_held_without_their_graph():
+    net = Net()
+    sparsifier = Sparsifier(net, CONFIG)
+    sparsifier.attach(torch.optim.SGD(net.parameters(), lr=0.1))
+    sparsifier.before_step(0, 15)
+    sparsifier.before_step(2, 15)
+    expected = dense_gradients(net, 2, 2)
+    for loss in loss_of(net, 2, 2):
+        loss.backward(create_graph=True)
+    held = sparsifier.state_dict()["gradients"]
+    mask = sparsifier.masks["first.weight"]
+    assert not any(gradient.requires_grad for gradient in held.values())
+    torch.testing.assert_close(held["first.weight"][mask], expected["first.weight"][mask])
+    assert not net.first.weight.grad[~mask].any()
+    net.zero_grad(set_to_none=True)  # breaks the cycle of weights and graph
