@@ -197,7 +197,7 @@ def test_sensitivity_is_measured_on_a_subset_and_feeds_an_allocation(run_folder,
 def test_a_stopped_run_says_where_it_goes_on(number, code, sparsedet, tiny_recipe, tmp_path, monkeypatch):
     class Stopping(Console):
         @contextmanager
-        def training(self, label, log_every):
+        def training(self, label, log_every, suite_seconds):
             yield lambda step, sparsity: signal.raise_signal(number)
 
     monkeypatch.setattr("sparsedet.benchmark.console.Console", partial(Stopping, quiet=True))

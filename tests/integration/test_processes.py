@@ -34,7 +34,7 @@ class Acting(Console):
     do = {}
 
     @contextmanager
-    def training(self, label, log_every):
+    def training(self, label, log_every, suite_seconds):
         def show(step, sparsity):
             if step.step == self.do.get("step") and rank() == self.do["rank"]:
                 signal.raise_signal(getattr(signal, self.do["signal"]))

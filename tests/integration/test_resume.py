@@ -41,7 +41,7 @@ class Stopping(Console):
         return self.stream.getvalue()
 
     @contextmanager
-    def training(self, label, log_every):
+    def training(self, label, log_every, suite_seconds):
         def show(step, sparsity):
             if step.step in self.steps:
                 torch.rand(7)  # nothing may depend on the state of the global generator
@@ -268,7 +268,7 @@ def test_images_that_vanish_and_come_back_cost_no_step(assert_same_run, tiny_rec
 
     class Vanishing(Stopping):
         @contextmanager
-        def training(self, label, log_every):
+        def training(self, label, log_every, suite_seconds):
             def show(step, sparsity):
                 if step.step == 5:
                     (data / "images").rename(data / "elsewhere")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -81,7 +82,7 @@ def test_images_that_were_away_cost_nothing(tiny_recipe, tiny_data, tmp_path):
             super().warn(text)
 
         @contextmanager
-        def training(self, label, log_every):
+        def training(self, label, log_every, suite_seconds):
             def show(step, sparsity):
                 if step.step == 1 and not away.exists() and not lost:
                     lost.append(step)
@@ -113,6 +114,28 @@ def test_a_failed_experiment_leaves_the_others_and_can_be_mended(suite, tmp_path
         "dense", "lamp", "lamp", "tuned", "two-four"
     ]  # fmt: skip
     assert not (tmp_path / "run" / "lamp" / "error.json").exists()
+
+
+def test_where_in_the_suite_it_is_and_how_long_that_takes(suite, tmp_path):
+    def says(*overrides, only=None):
+        said = StringIO()
+        run(
+            suite, tmp_path / "run", *overrides, console=Console(rich=RichConsole(file=said, soft_wrap=True)), only=only
+        )
+        return said.getvalue()
+
+    unlike = "tuned:training.batch_size=3"
+    said = says(unlike, only="dense")  # others may run meanwhile
+    assert "dense: experiment 1 of 4\n" in said
+    assert "run 0 s\n" in said
+    said = says(unlike)
+    assert re.findall(r"(\S+): experiment (\d) of 4\n", said) == list(
+        zip(("dense", "lamp", "tuned", "two-four"), "1234", strict=True)
+    )
+    found = re.findall(r"  (\S+) \S+ step 4/4 .*run 0 s(?:, suite (\d+) s)?\n", said)
+    assert [(name, bool(seconds)) for name, seconds in found] == [
+        ("lamp", False), ("tuned", True), ("two-four", True)
+    ]  # fmt: skip
 
 
 def test_one_experiment_alone(suite, tmp_path):

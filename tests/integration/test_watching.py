@@ -196,7 +196,7 @@ def test_a_tracker_goes_on_at_the_step_and_changes_neither_bits_nor_identity(stu
 
 def test_the_steps_of_levels(stub, tiny_recipe, tmp_path):
     run(tiny_recipe, tmp_path / "run", LEVELS, "training.trackers=[tensorboard]", "training.log_every=3")
-    assert stub.starts == [{}]
+    assert stub.starts == [{"purge_step": 0}]
     assert [(step, "val/ap" in values) for step, values in stub.logged] == [
         (2, False), (3, True), (5, False), (7, False), (7, True),
     ]  # fmt: skip

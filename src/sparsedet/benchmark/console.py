@@ -95,19 +95,30 @@ class Console:
         self.say(ROW.format(*row))
 
     @contextmanager
-    def training(self, label: str, log_every: int) -> Iterator[Callable[[StepReport, float], None]]:
-        """Show the steps of one level; yields a function of the step and the sparsity of the model."""
+    def training(
+        self, label: str, log_every: int, suite_seconds: Callable[[StepReport], float | None] = lambda _: None
+    ) -> Iterator[Callable[[StepReport, float], None]]:
+        """Show the steps of one level; yields a function of the step and the sparsity of the model.
+
+        `suite_seconds` returns how long the suite still takes, where that is known.
+        """
+
+        def left(step: StepReport) -> str:
+            seconds = suite_seconds(step)
+            suite = "" if seconds is None else f", suite {_duration(seconds)}"
+            return f"left: level {_duration(step.seconds_left_in_level)}, run {_duration(step.seconds_left)}{suite}"
+
         if self.quiet or not self._rich.is_terminal:
-            yield _lines(label, log_every, self.say)
+            yield _lines(label, log_every, left, self.say)
             return
-        write = _lines(label, log_every, self._write)
+        write = _lines(label, log_every, left, self._write)
         with _Training(*_COLUMNS[:4], console=self._rich, transient=True) as progress:
             task = progress.add_task(label, total=None, detail="")
 
             def show(step: StepReport, sparsity: float) -> None:
                 write(step, sparsity)
                 progress.line = f"  {_numbers(step, sparsity)}"
-                progress.update(task, completed=step.step + 1, total=step.total_steps, detail=_left(step))
+                progress.update(task, completed=step.step + 1, total=step.total_steps, detail=left(step))
 
             yield show
 
@@ -147,10 +158,12 @@ class _Training(Progress):
         yield Text(self.line, no_wrap=False, overflow="fold")  # the console cuts lines off
 
 
-def _lines(label: str, log_every: int, say: Callable[[str], None]) -> Callable[[StepReport, float], None]:
+def _lines(
+    label: str, log_every: int, left: Callable[[StepReport], str], say: Callable[[str], None]
+) -> Callable[[StepReport, float], None]:
     def show(step: StepReport, sparsity: float) -> None:
         if (step.step + 1) % (log_every * 10) == 0 or step.step + 1 == step.total_steps:
-            say(f"  {label} step {step.step + 1}/{step.total_steps} {_numbers(step, sparsity)}; {_left(step)}")
+            say(f"  {label} step {step.step + 1}/{step.total_steps} {_numbers(step, sparsity)}; {left(step)}")
 
     return show
 
@@ -162,10 +175,6 @@ def _numbers(step: StepReport, sparsity: float) -> str:
         f"loss {step.loss:.3f}{f' = {terms}' if len(step.terms) > 1 else ''} lr {step.lr:.2g} sparsity {sparsity:.1%} "
         f"{step.images_per_second:.3g} images/s, {step.data_wait_share:.0%} waiting for data{memory}"
     )
-
-
-def _left(step: StepReport) -> str:
-    return f"left: level {_duration(step.seconds_left_in_level)}, run {_duration(step.seconds_left)}"
 
 
 def _duration(seconds: float) -> str:

@@ -7,6 +7,7 @@ import torch
 
 from sparsedet.benchmark.console import Console
 from sparsedet.benchmark.recipe import Recipe
+from sparsedet.benchmark.remaining import Remaining
 from sparsedet.common.stopping import StopRequests
 
 
@@ -23,6 +24,7 @@ class Job:
         device: where to run.
         console: told about the progress.
         stop: requests to end early.
+        remaining: of the suite whose experiments this process runs one after another; None of no suite.
     """
 
     recipe: Recipe
@@ -33,6 +35,7 @@ class Job:
     device: torch.device
     console: Console
     stop: StopRequests = field(default_factory=StopRequests)
+    remaining: Remaining | None = None
 
     @property
     def level_names(self) -> tuple[str, ...]:

@@ -225,7 +225,7 @@ class LevelRunner:
         label = f"{self.job.name} {self.names[index]}"
         first_step = self.standing.step
         batches = self.trainer.batches(self.splits.train, range(first_step, level.last_step))
-        with self.console.training(label, self.recipe.training.log_every) as show:
+        with self.console.training(label, self.recipe.training.log_every, self._suite_seconds) as show:
             self.trainer.report = self._after_step(show)
             try:
                 return self.trainer.train(level, batches, None if first_step == level.first_step else first_step)
@@ -233,6 +233,11 @@ class LevelRunner:
                 if self.trainer.passes_per_step == 1:  # the step that lacks its images has not changed anything yet
                     self._save_progress()
                 raise
+
+    def _suite_seconds(self, step: StepReport) -> float | None:
+        if self.job.remaining is None:
+            return None
+        return self.job.remaining.seconds(self.job.name, step, len(self.splits.train))
 
     def _after_step(self, show: Callable[[StepReport, float], None]) -> Callable[[StepReport], None]:
         def report(step: StepReport) -> None:

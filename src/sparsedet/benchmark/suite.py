@@ -17,6 +17,7 @@ from sparsedet.benchmark.experiment import check_recipe, last_checkpoint, run_ex
 from sparsedet.benchmark.job import Job
 from sparsedet.benchmark.log_file import LOG_FILE
 from sparsedet.benchmark.recipe import LoadedRecipe, finish_recipe
+from sparsedet.benchmark.remaining import Remaining
 from sparsedet.benchmark.upstream.file import read_config
 from sparsedet.common.config import ConfigModel, dump, validate
 from sparsedet.common.document import Document, KeyPath
@@ -26,7 +27,7 @@ from sparsedet.common.lock import FILES_LOCK, locked
 from sparsedet.common.processes import from_first, is_first, is_lost_process, join_processes, num_processes
 from sparsedet.common.runtime import choose_device, writable_folder
 from sparsedet.common.stopping import StopRequests
-from sparsedet.report.record import MAX_NAME_LENGTH, FolderName, Record
+from sparsedet.report.record import MAX_NAME_LENGTH, FolderName, Record, read_records
 from sparsedet.report.run import SUITE_FILE
 
 
@@ -163,16 +164,20 @@ def run_suite(
     if not is_first():
         console = Console.silent()
     records: dict[str, tuple[Record, ...]] = {}
+    names = list(suite.cells())
     with ExitStack() as stack:
         stop = stack.enter_context(StopRequests(console.say))
         from_first(lambda: open_folder(suite, folder, stack, only))
         if is_first():
             stack.enter_context(console.logging(folder / LOG_FILE))
         console.records_header()
+        remaining = _remaining(cells, folder) if len(cells) > 1 else None
 
         def attempt(name: str) -> None:
+            if len(names) > 1:
+                console.say(f"{name}: experiment {names.index(name) + 1} of {len(names)}")
             console.notes(name, cells[name].notes)
-            job = suite.job(name, folder, device, console, stop)
+            job = replace(suite.job(name, folder, device, console, stop), remaining=remaining)
             records[name] = _run_cell(job, suite.entry(name).start)
 
         if num_processes() == 1:
@@ -198,6 +203,13 @@ def open_folder(suite: Suite, folder: Path, stack: ExitStack, only: str | None =
             _share_suite(suite, folder)
     for loaded in suite.cells(only).values():
         check_recipe(loaded.recipe)  # all of them first, so that no fault waits behind hours of training
+
+
+def _remaining(cells: dict[str, LoadedRecipe], folder: Path) -> Remaining:
+    recipes = {name: loaded.recipe for name, loaded in cells.items()}
+    return Remaining(
+        recipes, {name: sum(record.steps for record in read_records(folder / name)[0]) for name in recipes}
+    )
 
 
 def _share_suite(suite: Suite, folder: Path) -> None:

@@ -1,6 +1,12 @@
-"""TensorBoard and the other trackers of Accelerate: where else than into metrics.jsonl the numbers of a run go."""
+"""TensorBoard and the other trackers of Accelerate: where else than into metrics.jsonl the numbers of a run go.
 
+An experiment is a run of a tracker, in a project with the name of the run folder. Where it goes on it is another run
+there, named after the step; TensorBoard and DVCLive, which have files of its own, go on with those.
+"""
+
+import re
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +35,7 @@ class Trackers:
         folder: of the experiment.
         experiment: its name, which the trackers show.
         settings: the resolved recipe.
-        first_step: where the run begins or goes on: TensorBoard forgets what it was told of this step and later.
+        first_step: where the run begins or goes on.
         warn: told about trackers that fail.
 
     Raises:
@@ -50,14 +56,16 @@ class Trackers:
         self._trackers: dict[str, Any] = {}
         for name in names:
             try:
-                self._trackers[name] = _start(name, folder / TRACKERS_FOLDER, experiment, first_step)
+                self._trackers[name] = _create(name, folder, experiment, first_step)
+                getattr(self._trackers[name], "start", lambda: None)()  # of Accelerate since 1.9; before, at once
                 self._trackers[name].store_init_configuration(_flat(settings))
-            except MissingExtraError:
-                raise
             except Exception as error:
+                self._abandon()  # those that have started, which would be in the way of the next experiment
+                if isinstance(error, MissingExtraError):
+                    raise
                 raise ConfigError(
-                    f"training.trackers: expected '{name}' to start, got {type(error).__name__}: {error}. "
-                    "Configure it, or leave it out."
+                    f"training.trackers: expected '{name}' to start, got {type(error).__name__}: "
+                    f"{str(error).rstrip('.')}. Configure it, or leave it out."
                 ) from error
 
     def log(self, values: Mapping[str, float | None], step: int) -> None:
@@ -74,26 +82,53 @@ class Trackers:
             try:
                 act(tracker)
             except Exception as error:  # whatever it is, it is not worth the run
-                del self._trackers[name]
-                self._warn(f"training.trackers: '{name}' failed to {what} and is left out: {error}")
+                self._warn(
+                    f"training.trackers: '{name}' failed to {what} and is left out: {type(error).__name__}: {error}"
+                )
+                self._abandon(name)
+
+    def _abandon(self, *names: str) -> None:
+        """End trackers, all if none is named, as far as they can still be ended."""
+        for name in names or tuple(self._trackers):
+            with suppress(Exception):
+                self._trackers[name].finish()
+            del self._trackers[name]
 
 
-def _start(name: str, folder: Path, experiment: str, first_step: int) -> Any:
+def _create(name: str, folder: Path, experiment: str, first_step: int) -> Any:
     from accelerate import PartialState
 
     kind = _tracker_class(name)
     PartialState(cpu=True)  # trackers ask it which process this is; where there are several, it is there already
-    folder.mkdir(parents=True, exist_ok=True)
-    arguments: dict[str, Any] = {}
-    if kind.requires_logging_directory:
-        arguments["logging_dir"] = str(folder)
-    if name == "tensorboard" and first_step:
-        arguments["purge_step"] = first_step
-    if name == "wandb":
-        arguments["dir"] = str(folder)  # which else is the working directory
-    tracker = kind(experiment, **arguments)
-    getattr(tracker, "start", lambda: None)()  # of Accelerate since 1.9; before, they start at once
-    return tracker
+    files = folder / TRACKERS_FOLDER
+    files.mkdir(parents=True, exist_ok=True)
+    project = re.sub(r"[^A-Za-z0-9._-]+", "-", folder.resolve().parent.name)[:100] or "sparsedet"
+    run = f"{experiment} from step {first_step}" if first_step else experiment
+    arguments: dict[str, Any] = {"logging_dir": str(files)} if kind.requires_logging_directory else {}
+    match name:
+        case "tensorboard":
+            return kind(experiment, **arguments, purge_step=first_step)  # files of earlier steps count, no others
+        case "dvclive":  # resume: without, what is there is deleted
+            place = files / name
+            return kind(dir=str(place), dvcyaml=str(place / "dvc.yaml"), resume=first_step > 0)
+        case "aim":
+            return kind(run, **arguments, experiment=project)
+        case "wandb":
+            return kind(project, **arguments, name=run, dir=str(files))
+        case "swanlab":
+            return kind(project, **arguments, experiment_name=run, logdir=str(files / name))
+        case "trackio":
+            return kind(project, **arguments, name=run)
+        case "mlflow":
+            return kind(project, **arguments, run_name=run)
+        case "comet_ml":
+            import comet_ml
+
+            return kind(project, **arguments, experiment_config=comet_ml.ExperimentConfig(name=run))
+        case "clearml":  # it would overwrite the last run of that name, and record every file that torch writes
+            options = {"reuse_last_task_id": False, "auto_connect_frameworks": False}
+            return kind(project, **arguments, task_name=run, **options)
+    return kind(run, **arguments)
 
 
 def _tracker_class(name: str) -> Any:
