@@ -205,3 +205,13 @@ def test_a_stopped_run_says_where_it_goes_on(number, code, sparsedet, tiny_recip
     assert done.returncode == code
     assert done.stderr == f"stopped by {number.name} before step 1 of tiny: the same command goes on from here\n"
     assert not (tmp_path / "run" / "report.html").exists()
+
+
+def test_what_trackers_print_is_no_result():
+    code = (
+        "import atexit; from sparsedet.cli.run_commands import _talk_on_stderr\n"
+        "with _talk_on_stderr(): print('begun'); atexit.register(print, 'uploaded')\n"
+        "print('result')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("result\n", "begun\nuploaded\n")

@@ -1,10 +1,11 @@
 """Commands that run something: demo, train, bench, eval, report."""
 
+import atexit
 import json
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -194,7 +195,8 @@ def _run(
     speaks = True
     with _ending_well(folder):
         try:
-            run_suite(load_suite(path, changes), folder, device, Console(), only)
+            with _talk_on_stderr():
+                run_suite(load_suite(path, changes), folder, device, Console(), only)
             speaks = is_first()
             leave_processes()
         except SuiteError:
@@ -202,6 +204,21 @@ def _run(
             raise
     if speaks:
         _report(folder, as_json, only)
+
+
+@contextmanager
+def _talk_on_stderr() -> Iterator[None]:
+    """Have trackers print on stderr, since stdout is for results; some of them print as the process ends, too."""
+    with redirect_stdout(sys.stderr):
+        try:
+            yield
+        finally:
+            atexit.register(_leave_stdout)  # is called before what trackers have registered
+
+
+def _leave_stdout() -> None:
+    sys.stdout.flush()
+    sys.stdout = sys.stderr
 
 
 @contextmanager
