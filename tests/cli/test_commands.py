@@ -67,6 +67,27 @@ def test_eval_prints_what_was_recorded(run_folder, sparsedet):
     assert {name: printed[name] for name in records[1]["metrics"]} == records[1]["metrics"]
 
 
+def test_eval_reads_the_validation_split_alone_and_says_what_it_repaired(run_folder, tiny_data, tmp_path, sparsedet):
+    checkpoint = run_folder / "tiny" / "sparsity-0.8" / "checkpoint.pt"
+    data = json.loads((tiny_data / "annotations/val.json").read_text())
+    for annotation in data["annotations"]:
+        del annotation["area"]
+    (tmp_path / "val.json").write_text(json.dumps(data))
+    settings = ("--set", "data.train.annotations=gone.json", "--set", f"data.val.annotations={tmp_path}/val.json")
+    done = sparsedet("eval", checkpoint, *settings)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.startswith(f"warning: {tmp_path}/val.json: 8 x 'area' was missing or no positive number")
+    data["categories"][0]["id"] += 1
+    for annotation in data["annotations"]:
+        annotation["category_id"] += annotation["category_id"] == data["categories"][0]["id"] - 1
+    (tmp_path / "val.json").write_text(json.dumps(data))
+    done = sparsedet("eval", checkpoint, *settings)
+    assert done.returncode == 2
+    given = data["categories"][0]
+    assert f"{given['id'] - 1} = '{given['name']}'" in done.stderr
+    assert f"{given['id']} = '{given['name']}' in {tmp_path}/val.json" in done.stderr
+
+
 def test_verify_exit_codes(run_folder, tmp_path, sparsedet):
     import torch
 

@@ -62,6 +62,19 @@ def test_fix_writes_a_copy_that_passes(dirty, tiny_data, tmp_path, sparsedet):
     assert dirty.read_bytes() == before
 
 
+def test_fix_says_where_nothing_is_left(dirty, tiny_data, tmp_path, sparsedet):
+    data = json.loads(dirty.read_text())
+    for image in data["images"]:
+        image["id"] = str(image["id"])
+    dirty.write_text(json.dumps(data))
+    done = sparsedet("data", "check", dirty, "--images", tiny_data / "images", "--fix", tmp_path / "copy.json")
+    message = (
+        f"error: {dirty}: 'images': expected entries that a repaired copy can keep, got none: training refuses all."
+    )
+    assert (done.returncode, done.stderr[: len(message)]) == (2, message)
+    assert not (tmp_path / "copy.json").exists()
+
+
 def test_training_says_what_it_repaired(dirty, tiny_recipe, tiny_data, sparsedet, tmp_path):
     data = json.loads(dirty.read_text())
     del data["annotations"][0]
@@ -70,6 +83,42 @@ def test_training_says_what_it_repaired(dirty, tiny_recipe, tiny_data, sparsedet
     done = sparsedet("train", tiny_recipe, "-o", tmp_path / "run", *(x for value in settings for x in ("--set", value)))
     assert done.returncode == 0, done.stderr
     assert "1 x box reached outside its image and was clipped (annotation 2 (image 10))" in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("data", "stats", "{recipe}"),
+        ("data", "show", "{recipe}", "-o", "{folder}/images.jpg"),
+        ("data", "convert", "{recipe}", "--to", "yolo", "-o", "{folder}/yolo"),
+        ("train", "{recipe}", "--dry-run"),
+        ("analyze", "{recipe}"),
+    ],
+    ids=lambda arguments: arguments[1] if arguments[0] == "data" else arguments[0],
+)
+def test_every_command_says_what_it_repaired(arguments, dirty, tiny_recipe, sparsedet, tmp_path):
+    data = json.loads(dirty.read_text())
+    del data["annotations"][0]
+    dirty.write_text(json.dumps(data))
+    filled = [argument.format(recipe=tiny_recipe, folder=tmp_path) for argument in arguments]
+    done = sparsedet(*filled, "--set", f"data.train.annotations={dirty}")
+    assert done.returncode == 0, done.stderr
+    said = f"warning: {dirty}: 1 x box reached outside its image and was clipped (annotation 2 (image 10))\n"
+    assert done.stderr.count(said) == 1
+    assert "warning" not in done.stdout
+
+
+def test_a_picture_has_the_format_that_its_name_says(tiny_recipe, tmp_path, sparsedet):
+    for name, expected in (("a.png", "PNG"), ("a.JPEG", "JPEG")):
+        assert sparsedet("data", "show", tiny_recipe, "--count", 1, "-o", tmp_path / name).returncode == 0
+        assert sparsedet("data", "check", tiny_recipe, "--pictures", tmp_path / f"found-{name}").returncode == 0
+        for path in (tmp_path / name, tmp_path / f"found-{name}"):
+            with Image.open(path) as picture:
+                assert picture.format == expected
+    for arguments, suffixes in ((("show", "-o"), ".jpg or .jpeg or .png"), (("stats", "--plot"), ".png")):
+        done = sparsedet("data", arguments[0], tiny_recipe, arguments[1], tmp_path / "a.gif")
+        message = f"error: {tmp_path}/a.gif: expected a file name that ends in {suffixes}. Choose such a name.\n"
+        assert (done.returncode, done.stderr) == (2, message)
 
 
 def test_stats(tiny_recipe, tiny_data, tmp_path, sparsedet):

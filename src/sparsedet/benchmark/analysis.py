@@ -101,7 +101,7 @@ class Analysis:
 
     Attributes:
         rows: one for each conv/linear weight, see `table`; of a recipe that prunes nothing, see `layer_rows`.
-        warnings: what stood in for something that is not there.
+        warnings: what stood in for something that is not there, and what was put right or is odd about the data.
     """
 
     rows: list[Row]
@@ -120,13 +120,13 @@ def analyze_file(path: Path, overrides: tuple[str, ...] = ()) -> Analysis:
         saved = open_checkpoint(path, overrides)
         splits = open_splits(saved.recipe.data, saved.recipe.seed)
         state = {"level": saved.level, "masks": saved.masks} if saved.masks else None
-        return Analysis(_rows(saved.recipe, saved.model, splits, state))
+        return Analysis(_rows(saved.recipe, saved.model, splits, state), splits.warnings)
     recipe = load_recipe(path, overrides).recipe
     annotations = recipe.data.train_annotations
     if recipe.data.num_classes is None or annotations.exists():
         splits = open_splits(recipe.data, recipe.seed)
         model, _ = build_detector(recipe, splits.train.coco.categories)
-        return Analysis(_rows(recipe, model, splits, None))
+        return Analysis(_rows(recipe, model, splits, None), splits.warnings)
     model = recipe.detector.build(recipe.data.num_classes, pretrained=False)
     warning = (
         f"{annotations}: not there, so fresh weights are analysed (allocations depend on them), and without "

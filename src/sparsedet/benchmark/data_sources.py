@@ -1,5 +1,6 @@
 """What a data command is about: a COCO JSON file with its images, or the two splits of each data set of a recipe."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 from sparsedet.benchmark.suite import load_suite
@@ -13,6 +14,8 @@ from sparsedet.detection.data.dataset import DetectionDataset
 from sparsedet.detection.data.repair import require_new_files, write_repaired
 from sparsedet.detection.data.voc import from_voc, to_voc
 from sparsedet.detection.data.yolo import from_yolo, to_yolo
+
+Warn = Callable[[str], None]
 
 
 def check_source(file: str, images: Path | None, changes: tuple[str, ...]) -> list[Split]:
@@ -61,24 +64,30 @@ def repair_source(file: str, images: Path | None, copy: Path, changes: tuple[str
     return check_file(copy, images), len(repaired.changes)
 
 
-def read_source(file: str, images: Path | None, changes: tuple[str, ...]) -> list[tuple[str, CocoDataset]]:
+def read_source(file: str, images: Path | None, changes: tuple[str, ...], warn: Warn) -> list[tuple[str, CocoDataset]]:
     """Return the name and the content of all splits of `file`, as training reads them; images are not opened.
+
+    `warn` is told each thing that was put right or is odd.
 
     Raises:
         ConfigError: the arguments do not go together, or a recipe is wrong.
         DatasetError: training would refuse the data.
     """
     if is_coco(file, images, changes):
-        return [("data", read_coco(Path(file), images or Path())[0])]
+        return [("data", _read_coco(Path(file), images or Path(), warn))]
     splits = []
     for config in data_configs(file, changes):
-        train, val, _ = load_splits(config)
+        train, val = _load_splits(config, warn)
         splits += [("train", train), ("val", val)]
     return splits
 
 
-def open_split(file: str, images: Path | None, changes: tuple[str, ...], is_train: bool, seed: int) -> DetectionDataset:
+def open_split(
+    file: str, images: Path | None, changes: tuple[str, ...], is_train: bool, seed: int, warn: Warn
+) -> DetectionDataset:
     """Return a COCO JSON file, or the training or validation split of the first data set of a recipe.
+
+    `warn` is told each thing that was put right or is odd.
 
     Raises:
         ConfigError: the arguments do not go together, or a recipe is wrong.
@@ -86,13 +95,15 @@ def open_split(file: str, images: Path | None, changes: tuple[str, ...], is_trai
     """
     if is_coco(file, images, changes):
         assert images is not None
-        return DetectionDataset(read_coco(Path(file), images)[0], DataConfig(root=images), is_train, seed)
+        return DetectionDataset(_read_coco(Path(file), images, warn), DataConfig(root=images), is_train, seed)
     config = data_configs(file, changes)[0]
-    train, val, _ = load_splits(config)
+    train, val = _load_splits(config, warn)
     return DetectionDataset(train if is_train else val, config, is_train, seed)
 
 
-def convert_source(source: str, target: str, images: Path | None, folder: Path, changes: tuple[str, ...]) -> Conversion:
+def convert_source(
+    source: str, target: str, images: Path | None, folder: Path, changes: tuple[str, ...], warn: Warn
+) -> Conversion:
     """Write `source` in another format into `folder` and return what was written.
 
     Args:
@@ -102,6 +113,7 @@ def convert_source(source: str, target: str, images: Path | None, folder: Path, 
         images: folder of the images; of Pascal VOC ``JPEGImages`` by default.
         folder: where the files go.
         changes: ``key=value`` laid on the recipes.
+        warn: is told each thing about a COCO file that was put right or is odd.
 
     Raises:
         ConfigError: the arguments do not go together, or a recipe is wrong.
@@ -110,7 +122,7 @@ def convert_source(source: str, target: str, images: Path | None, folder: Path, 
         StorageError: a file exists, or cannot be written.
     """
     if target != "coco":
-        named = read_source(source, images, changes)[:2]
+        named = read_source(source, images, changes, warn)[:2]
         splits = {Path(source).stem if name == "data" else name: dataset for name, dataset in named}
         conversion = {"yolo": to_yolo, "voc": to_voc}[target](splits)
     elif Path(source).is_dir():
@@ -119,6 +131,20 @@ def convert_source(source: str, target: str, images: Path | None, folder: Path, 
         conversion = from_yolo(Path(source))
     conversion.write(folder)
     return conversion
+
+
+def _read_coco(path: Path, images: Path, warn: Warn) -> CocoDataset:
+    dataset, findings = read_coco(path, images)
+    for warning in findings.warnings:
+        warn(warning)
+    return dataset
+
+
+def _load_splits(config: DataConfig, warn: Warn) -> tuple[CocoDataset, CocoDataset]:
+    train, val, warnings = load_splits(config)
+    for warning in warnings:
+        warn(warning)
+    return train, val
 
 
 def data_configs(file: str, changes: tuple[str, ...]) -> list[DataConfig]:

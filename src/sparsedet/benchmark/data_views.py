@@ -1,12 +1,12 @@
 """What data look like: pictures of findings, of images with their boxes, and plots of their statistics."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 from PIL import Image
 
-from sparsedet.common.errors import DatasetError
+from sparsedet.common.errors import ConfigError, DatasetError
 from sparsedet.common.files import write_atomically
 from sparsedet.detection.data.check import Split
 from sparsedet.detection.data.dataset import DetectionDataset
@@ -16,7 +16,7 @@ from sparsedet.detection.data.scene import IGNORE
 from sparsedet.detection.data.statistics import Statistics
 from sparsedet.report.data_pictures import Picture, draw_grid
 from sparsedet.report.data_plots import data_figure
-from sparsedet.report.pictures import Box, to_jpeg
+from sparsedet.report.pictures import Box, image_to_png, to_jpeg
 from sparsedet.report.plots import to_png
 
 NUM_EXAMPLES = 4  # of each finding
@@ -26,7 +26,12 @@ _UNOPENED = ("image-missing", "image-name-unsafe", "image-too-large")
 
 
 def write_findings(splits: Sequence[Split], path: Path) -> None:
-    """Write a JPEG with pictures of the first examples of each finding, with the boxes it is about."""
+    """Write a JPEG or PNG with pictures of the first examples of each finding, with the boxes it is about.
+
+    Raises:
+        ConfigError: the name of the file says no format that is written.
+    """
+    encode = _encoder(path)
     pictures = [
         picture
         for split in splits
@@ -35,24 +40,33 @@ def write_findings(splits: Sequence[Split], path: Path) -> None:
         for picture in _pictures(split, finding, example)
     ]
     page = draw_grid(pictures, NUM_COLUMNS)
-    write_atomically(path, lambda stream: stream.write(to_jpeg(page)))
+    write_atomically(path, lambda stream: stream.write(encode(page)))
 
 
 def write_plots(statistics: Sequence[Statistics], title: str, path: Path) -> None:
-    """Write a PNG with plots of the statistics of splits."""
+    """Write a PNG with plots of the statistics of splits.
+
+    Raises:
+        ConfigError: the name of the file says another format.
+    """
+    _require_suffix(path, (".png",))
     figure = data_figure({split.name: asdict(split) for split in statistics}, title)
     write_atomically(path, lambda stream: stream.write(to_png(figure)))
 
 
 def write_images(dataset: DetectionDataset, path: Path, num_images: int, also_transformed: bool) -> None:
-    """Write a JPEG with images of a split, evenly spread, and their boxes.
+    """Write a JPEG or PNG with images of a split, evenly spread, and their boxes.
 
     Args:
         dataset: the split; its transforms are those that are shown.
         path: of the picture.
         num_images: at most so many.
         also_transformed: put each image beside itself as the transforms of epoch 0 make it.
+
+    Raises:
+        ConfigError: the name of the file says no format that is written.
     """
+    encode = _encoder(path)
     num_images = min(num_images, len(dataset))
     config = dataset.config.model_copy(update={"train_transforms": (), "val_transforms": ()})
     plain = DetectionDataset(dataset.coco, config, dataset.is_train)
@@ -63,7 +77,18 @@ def write_images(dataset: DetectionDataset, path: Path, num_images: int, also_tr
         if also_transformed:
             pictures.append(_as_trained(dataset, index, "… as the network sees it"))
     page = draw_grid(pictures, NUM_COLUMNS)
-    write_atomically(path, lambda stream: stream.write(to_jpeg(page)))
+    write_atomically(path, lambda stream: stream.write(encode(page)))
+
+
+def _encoder(path: Path) -> Callable[[Image.Image], bytes]:
+    """Return what makes a file of an image, in the format that the name of the file says."""
+    _require_suffix(path, (".jpg", ".jpeg", ".png"))
+    return image_to_png if path.suffix.lower() == ".png" else to_jpeg
+
+
+def _require_suffix(path: Path, suffixes: tuple[str, ...]) -> None:
+    if path.suffix.lower() not in suffixes:
+        raise ConfigError(f"{path}: expected a file name that ends in {' or '.join(suffixes)}. Choose such a name.")
 
 
 def _as_trained(dataset: DetectionDataset, index: int, title: str) -> Picture:

@@ -1,5 +1,6 @@
 """Evaluating a checkpoint, or the detections that were saved from one."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -7,13 +8,14 @@ from typing import Any
 import torch
 
 from sparsedet.benchmark.checkpoint import SavedDetector, open_checkpoint
+from sparsedet.benchmark.console import Console
 from sparsedet.benchmark.samples import spread
 from sparsedet.common.errors import CheckpointError
 from sparsedet.common.runtime import choose_device, start
 from sparsedet.detection.bootstrap import Interval, bootstrap
+from sparsedet.detection.data.check import load_val, name_differences
 from sparsedet.detection.data.dataset import DetectionDataset
 from sparsedet.detection.data.loader import val_loader
-from sparsedet.detection.data.splits import Splits, open_splits
 from sparsedet.detection.evaluation import DetailedMetrics, evaluate, evaluate_in_detail, read_results, write_results
 from sparsedet.detection.inference import detect
 
@@ -25,7 +27,9 @@ def evaluate_checkpoint(
     detections: Path | None = None,
     save_detections: Path | None = None,
 ) -> dict[str, float]:
-    """Return the 12 COCO metrics of a checkpoint on the validation split of its recipe.
+    """Return the 12 COCO metrics of a checkpoint on the validation split of its recipe; the other is not read.
+
+    What is put right or odd about the data is said on stderr.
 
     Args:
         path: checkpoint file.
@@ -85,13 +89,11 @@ class Evaluation:
 
     Attributes:
         saved: the detector, on `device`.
-        splits: the data of its recipe.
         images: what it is evaluated on.
         device: where it runs.
     """
 
     saved: SavedDetector
-    splits: Splits
     images: DetectionDataset
     device: torch.device
 
@@ -107,9 +109,20 @@ class Evaluation:
 
 
 def open_evaluation(
-    path: Path, overrides: tuple[str, ...] = (), device_name: str = "auto", num_images: int | None = None
+    path: Path,
+    overrides: tuple[str, ...] = (),
+    device_name: str = "auto",
+    num_images: int | None = None,
+    warn: Callable[[str], None] | None = None,
 ) -> Evaluation:
     """Open a checkpoint and the validation split of its recipe, or `num_images` images spread evenly over it.
+
+    Args:
+        path: checkpoint file.
+        overrides: ``key=value`` laid on its recipe.
+        device_name: where to run.
+        num_images: None for all.
+        warn: is told each thing that was put right or is odd about the data; None: it goes to stderr.
 
     Raises:
         CheckpointError: the checkpoint is damaged, or knows other classes than the data.
@@ -119,12 +132,14 @@ def open_evaluation(
     recipe = saved.recipe
     device = choose_device(device_name)
     start(recipe.seed, device)
-    splits = open_splits(recipe.data, recipe.seed)
-    coco = splits.val.coco
+    coco, warnings = load_val(recipe.data)
+    for warning in warnings:
+        (warn or Console().warn)(warning)
     if coco.categories != saved.categories:
+        expected, got = name_differences(saved.categories, coco.categories)
         raise CheckpointError(
-            f"{path}: expected data with the categories {[c.name for c in saved.categories]}, got "
-            f"{[c.name for c in coco.categories]}. Evaluate on the data it was trained for."
+            f"{path}: expected data with its categories, {expected}, got {got} in {coco.path}. "
+            "Evaluate on data with the categories it was trained for."
         )
     if num_images is not None:
         images = tuple(spread(coco.images, num_images))
@@ -132,4 +147,4 @@ def open_evaluation(
         annotations = tuple(annotation for annotation in coco.annotations if annotation.image_id in ids)
         coco = replace(coco, images=images, annotations=annotations)
     saved.model.to(device)
-    return Evaluation(saved, splits, DetectionDataset(coco, recipe.data, is_train=False), device)
+    return Evaluation(saved, DetectionDataset(coco, recipe.data, is_train=False), device)

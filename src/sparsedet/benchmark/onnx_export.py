@@ -11,6 +11,7 @@ from torch import Tensor
 
 from sparsedet.benchmark.analysis import example_inputs
 from sparsedet.benchmark.checkpoint import SavedDetector, open_checkpoint
+from sparsedet.benchmark.console import Console
 from sparsedet.benchmark.onnx_compare import check_images, compare
 from sparsedet.benchmark.onnx_modules import onnx_module
 from sparsedet.common.config import dump
@@ -191,7 +192,12 @@ def parse_shape(text: str) -> tuple[int, ...]:
 def _open_splits(saved: SavedDetector) -> Splits | None:
     data = saved.recipe.data
     has_annotations = all((data.root / split.annotations).exists() for split in (data.train, data.val))
-    return open_splits(data, saved.recipe.seed) if has_annotations else None
+    if not has_annotations:
+        return None
+    splits = open_splits(data, saved.recipe.seed)
+    for warning in splits.warnings:
+        Console().warn(warning)
+    return splits
 
 
 def _about_source(saved: SavedDetector, checkpoint: Path) -> dict[str, Any]:

@@ -1,12 +1,14 @@
 """What a suite would do, without doing it: steps, levels, batches, learning rates, published values, disk."""
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from sparsedet.benchmark.checkpoint import num_level_bytes
+from sparsedet.benchmark.console import Console
 from sparsedet.benchmark.levels import split_levels
 from sparsedet.benchmark.recipe import Recipe
 from sparsedet.benchmark.suite import Suite
@@ -17,20 +19,26 @@ from sparsedet.detection.trainer import Level
 Row = dict[str, Any]
 
 
-def plan(suite: Suite) -> list[Row]:
+def plan(suite: Suite, warn: Callable[[str], None] | None = None) -> list[Row]:
     """Return one row for each level of each experiment; a dense run is one level.
 
     Counts come from the data or, where they are not there, from ``data.num_train_images``.
+
+    Args:
+        suite: the experiments.
+        warn: is told each thing that was put right or is odd about their data; None: it goes to stderr.
 
     Raises:
         ConfigError: neither is there, or the levels do not fit into the steps.
         DatasetError: the data are there, and wrong.
     """
     rows: list[Row] = []
+    warnings: dict[str, None] = {}  # several experiments have the same data
     for entry, loaded in zip(suite.config.experiments, suite.recipes, strict=True):
         recipe = loaded.recipe
         training = recipe.training
-        num_images, num_classes = _counts(recipe)
+        num_images, num_classes, found = _counts(recipe)
+        warnings.update(dict.fromkeys(found))
         total_steps = training.total_steps(num_images)
         steps_per_epoch = training.steps_per_epoch(num_images)
         num_bytes = _num_level_bytes(recipe, num_classes)
@@ -54,6 +62,8 @@ def plan(suite: Suite) -> list[Row]:
                     "disk MiB": round(num_bytes / 2**20, 1),
                 }
             )
+    for warning in warnings:
+        (warn or Console().warn)(warning)
     return rows
 
 
@@ -101,18 +111,18 @@ def _rates(recipe: Recipe, level: Level, steps_per_epoch: int) -> list[float]:
     return [level.lr(step, training, steps_per_epoch) for step in steps]
 
 
-def _counts(recipe: Recipe) -> tuple[int, int]:
-    """Return the number of training images, and of classes: COCO's where there are no data."""
+def _counts(recipe: Recipe) -> tuple[int, int, tuple[str, ...]]:
+    """Return the number of training images, of classes (COCO's where there are no data), and warnings of the data."""
     data = recipe.data
     if data.train_annotations.exists():
-        train = open_splits(data, recipe.seed).train
-        return len(train), len(train.coco.categories)
+        splits = open_splits(data, recipe.seed)
+        return len(splits.train), len(splits.train.coco.categories), splits.warnings
     if data.num_train_images is None:
         raise ConfigError(
             f"data.root: expected the annotation file {data.train_annotations} or data.num_train_images, "
             "got neither. Give the data with --set data.root=PATH, or the number of training images."
         )
-    return data.num_train_images, 80
+    return data.num_train_images, 80, ()
 
 
 def _start(recipe: Recipe) -> str:

@@ -10,6 +10,7 @@ from sparsedet.benchmark.calibration import calibration_of
 from sparsedet.benchmark.console import Console
 from sparsedet.benchmark.evaluation import open_evaluation
 from sparsedet.common.files import write_atomically
+from sparsedet.detection.data.splits import open_splits
 from sparsedet.report.plots import layer_losses, to_png
 from sparsedet.sparsity import SensitivityCurves, measure_sensitivity
 
@@ -43,7 +44,7 @@ def measure_ap(
     Raises:
         SparseDetError: see `open_evaluation` and `measure_sensitivity`.
     """
-    evaluation = open_evaluation(path, overrides, device_name, num_images)
+    evaluation = open_evaluation(path, overrides, device_name, num_images, console.warn)
     recipe = evaluation.saved.recipe
     count = len(evaluation.images)
     name = folder / f"sensitivity-{count}-images"
@@ -58,7 +59,9 @@ def measure_ap(
 
     model, sparsity = evaluation.saved.model, recipe.sparsity
     targets, criterion = (None, None) if sparsity is None else (sparsity.targets, sparsity.criterion)
-    calibration = calibration_of(recipe, evaluation.splits, model.stride, evaluation.device)
+    needs_training_data = criterion is not None and criterion.needs_calibration
+    splits = open_splits(recipe.data, recipe.seed) if needs_training_data else None
+    calibration = calibration_of(recipe, splits, model.stride, evaluation.device)
     cache = name.with_suffix(".json")
     curves = measure_sensitivity(model, ap, targets, sparsities, cache, criterion, calibration)
     points = {

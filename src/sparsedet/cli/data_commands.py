@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sparsedet.cli.options import Json, Overrides, Seed, overrides
-from sparsedet.cli.printing import print_table
+from sparsedet.cli.printing import print_table, warn
 
 if TYPE_CHECKING:
     from sparsedet.detection.data.check import SplitReport
@@ -52,7 +52,7 @@ def check(
         Path | None, typer.Option("--fix", metavar="COPY", help="Write a repaired copy of a COCO JSON file.")
     ] = None,
     pictures: Annotated[
-        Path | None, typer.Option("--pictures", metavar="JPEG", help="Write examples of each finding as a picture.")
+        Path | None, typer.Option("--pictures", metavar="PICTURE", help="Write examples of each finding, .jpg or .png.")
     ] = None,
     set_: Overrides = None,
     as_json: Json = False,
@@ -92,7 +92,7 @@ def stats(
     from sparsedet.benchmark.data_views import write_plots
     from sparsedet.detection.data.statistics import describe
 
-    splits = [describe(name, dataset) for name, dataset in read_source(file, images, overrides(set_))]
+    splits = [describe(name, dataset) for name, dataset in read_source(file, images, overrides(set_), warn)]
     if plot is not None:
         write_plots(splits, file, plot)
         print(f"written: {plot}", file=sys.stderr)
@@ -120,7 +120,9 @@ def stats(
 @app.command()
 def show(
     file: Data,
-    output: Annotated[Path, typer.Option("--output", "-o", metavar="JPEG", help="The picture to write.")],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="PICTURE", help="The picture to write, .jpg or .png.")
+    ],
     images: Images = None,
     split: Annotated[Split, typer.Option(help="Split of a recipe.")] = Split.TRAIN,
     count: Annotated[int, typer.Option(min=1, help="Number of images, evenly spread.")] = 12,
@@ -134,7 +136,7 @@ def show(
     from sparsedet.benchmark.data_sources import open_split
     from sparsedet.benchmark.data_views import write_images
 
-    dataset = open_split(file, images, overrides(set_), split == Split.TRAIN, seed or 0)
+    dataset = open_split(file, images, overrides(set_), split == Split.TRAIN, seed or 0, warn)
     write_images(dataset, output, count, transforms)
     print(f"written: {output}", file=sys.stderr)
 
@@ -157,7 +159,7 @@ def convert(
     """Convert annotations from and to YOLO and Pascal VOC; image files stay where they are."""
     from sparsedet.benchmark.data_sources import convert_source
 
-    conversion = convert_source(source, to, images, output, overrides(set_))
+    conversion = convert_source(source, to, images, output, overrides(set_), warn)
     for note in conversion.notes:
         print(f"note: {note}", file=sys.stderr)
     print(f"written: {len(conversion.files)} files in {output}", file=sys.stderr)

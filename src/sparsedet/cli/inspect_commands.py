@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from sparsedet.cli.options import Config, Device, Json, Output, Overrides, overrides
-from sparsedet.cli.printing import print_table
+from sparsedet.cli.printing import print_table, warn
 from sparsedet.common.errors import escape
 
 WeightsFile = Annotated[
@@ -35,7 +35,7 @@ def analyze(
 
     analysis = analyze_file(find_config(file), overrides(set_))
     for warning in analysis.warnings:
-        print(f"warning: {warning}", file=sys.stderr)
+        warn(warning)
     rows = analysis.rows
     if as_json:
         print(json.dumps(rows))

@@ -1,8 +1,14 @@
-"""Tables on stdout."""
+"""Tables on stdout, warnings on stderr."""
 
+import sys
 from typing import Any
 
-from sparsedet.common.errors import escape
+from sparsedet.common.errors import escape, escape_lines
+
+
+def warn(text: str) -> None:
+    """Print a warning."""
+    print(escape_lines(f"warning: {text}"), file=sys.stderr)
 
 
 def print_table(rows: list[dict[str, Any]]) -> None:

@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 
 from sparsedet.cli.options import Config, Device, DryRun, Json, Measure, Output, Overrides, Seed, overrides
-from sparsedet.cli.printing import print_table
+from sparsedet.cli.printing import print_table, warn
 from sparsedet.common.errors import escape
 
 
@@ -161,7 +161,8 @@ def _plan(name: str, changes: tuple[str, ...], output: Path | None, device: str,
 
     path = find_config(name)
     suite = load_suite(path, changes)
-    rows = plan(suite)
+    warnings: list[str] = []
+    rows = plan(suite, warnings.append)
     if measures:
         from sparsedet.benchmark.timing import add_hours
 
@@ -170,6 +171,8 @@ def _plan(name: str, changes: tuple[str, ...], output: Path | None, device: str,
     leave_processes()
     if not speaks:
         return
+    for warning in warnings:
+        warn(warning)
     if as_json:
         print(json.dumps(rows))
         return

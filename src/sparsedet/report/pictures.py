@@ -154,6 +154,13 @@ def join_panels(panels: Sequence[Image.Image]) -> Image.Image:
     return strip
 
 
+def image_to_png(image: Image.Image) -> bytes:
+    """Return `image` as PNG."""
+    stream = io.BytesIO()
+    image.save(stream, "PNG")
+    return stream.getvalue()
+
+
 def to_jpeg(image: Image.Image) -> bytes:
     """Return `image` as JPEG rather than PNG: photographs, and a report that can still be sent by mail."""
     stream = io.BytesIO()

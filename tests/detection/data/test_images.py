@@ -60,6 +60,26 @@ def test_other_modes_become_rgb(tmp_path, image, expected):
     assert torch.equal(decode_image(save(image, path)), tensor(expected))
 
 
+@pytest.mark.parametrize(
+    ("values", "got"),
+    [
+        (GRAY.astype(np.float32) / 255, "values with fractions"),
+        (GRAY.astype(np.int32) * 1000, f"values from {int(GRAY.min()) * 1000} to {int(GRAY.max()) * 1000}"),
+        (GRAY.astype(np.int32) - 300, f"values from {int(GRAY.min()) - 300} to {int(GRAY.max()) - 300}"),
+    ],
+    ids=["float", "above 16 bits", "below 0"],
+)
+def test_values_of_which_black_and_white_are_not_known_are_refused(tmp_path, values, got):
+    path = save(Image.fromarray(values), tmp_path / "a.tif")
+    with pytest.raises(ImageError) as caught:
+        decode_image(path)
+    assert caught.value.kind == "image-damaged"
+    assert str(caught.value) == (
+        f"{path}: expected values of 8 or 16 bits, got {got}, of which black and white are not known. "
+        "Convert the file to 8 bits."
+    )
+
+
 def test_a_palette_with_transparency_decodes_without_a_warning(tmp_path):
     path = save(palette(RGB), tmp_path / "a.png", transparency=bytes([0, 128, 255]))
     assert torch.equal(decode_image(path), tensor(RGB))

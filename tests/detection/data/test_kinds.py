@@ -180,6 +180,7 @@ DIRT = [
     ("image-missing", lambda data: data["images"][0].update(file_name="gone.png"), 1, ()),
     ("image-missing", lambda data: data["images"][0].update(file_name="Train-0.PNG"), 1, ()),
     ("image-damaged", truncated, 1, ()),
+    ("image-damaged", saved_as(mode="F", suffix=".tif"), 1, ()),
     ("image-size-wrong", lambda data: data["images"][0].update(width=WIDTH + 1), 1, ()),
     ("image-file-shared", lambda data: data["images"][0].update(file_name="train-1.png"), 1, ()),
     ("image-rotated", rotated, 1, ()),
@@ -394,6 +395,7 @@ def test_the_size_of_an_image_is_taken_from_the_file(root):
     ("given", "name"),
     [
         ("Train-0.PNG", "train-0.png"),
+        (".\\train-0.png", "train-0.png"),
         ("sub\\b.png", "sub/b.png"),
         ("e\u0301.png", "\u00e9.png"),
         ("./train-0.png", "./train-0.png"),

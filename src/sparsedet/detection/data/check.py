@@ -5,13 +5,14 @@ go on after a fault. What is done about each kind of finding stands in `sparsede
 """
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 from sparsedet.common.errors import DatasetError
-from sparsedet.detection.data.coco import CocoDataset, scan_coco
+from sparsedet.detection.data.coco import Category, CocoDataset, scan_coco
 from sparsedet.detection.data.config import DataConfig
 from sparsedet.detection.data.duplicates import find_twins
 from sparsedet.detection.data.findings import Finding, Findings, printable, raise_faults, shorten
@@ -134,15 +135,34 @@ def load_splits(config: DataConfig) -> tuple[CocoDataset, CocoDataset, tuple[str
     return train.dataset, val.dataset, train.findings.warnings + val.findings.warnings
 
 
+def load_val(config: DataConfig) -> tuple[CocoDataset, tuple[str, ...]]:
+    """Read the validation split alone and check that its image files exist; none is opened.
+
+    Returns:
+        The split and its warnings, one line each.
+
+    Raises:
+        DatasetError: anything is wrong; the first ten faults and their number.
+    """
+    val = _open_val(config)
+    val.findings.raise_faults()
+    assert val.dataset is not None
+    return val.dataset, val.findings.warnings
+
+
 def _open_both(config: DataConfig) -> tuple[Split, Split]:
     train = _open("train", config.root / config.train.annotations, config.root / config.train.images)
-    val = _open("val", config.root / config.val.annotations, config.root / config.val.images)
+    val = _open_val(config)
     if train.dataset is not None:
         _count_untrained(train.dataset, train.findings)
         if val.dataset is not None:
             _compare_categories(train.dataset, val.dataset, val.findings)
             _count_shared(train.dataset, val.dataset, val.findings)
     return train, val
+
+
+def _open_val(config: DataConfig) -> Split:
+    return _open("val", config.root / config.val.annotations, config.root / config.val.images)
 
 
 def _open(name: str, path: Path, images_dir: Path) -> Split:
@@ -177,16 +197,21 @@ def _compare_looks(train: Split, val: Split) -> None:
 def _compare_categories(train: CocoDataset, val: CocoDataset, findings: Findings) -> None:
     if train.categories == val.categories:
         return
-    expected = {category.id: category.name for category in train.categories}
-    got = {category.id: category.name for category in val.categories}
-    differing = [key for key in sorted({*expected, *got}) if expected.get(key) != got.get(key)]
+    expected, got = name_differences(train.categories, val.categories)
     findings.fault(
         "categories-differ",
         "'categories'",
-        f"the categories of {train.path}, there {_named(expected, differing)}",
-        f"here {_named(got, differing)}",
+        f"the categories of {train.path}, there {expected}",
+        f"here {got}",
         "Give both files the same category ids and names.",
     )
+
+
+def name_differences(expected: Sequence[Category], got: Sequence[Category]) -> tuple[str, str]:
+    """Return what each of two lists of categories calls the ids that they do not both give the same name."""
+    first, second = ({category.id: category.name for category in categories} for categories in (expected, got))
+    differing = [key for key in sorted({*first, *second}) if first.get(key) != second.get(key)]
+    return _named(first, differing), _named(second, differing)
 
 
 def _named(names: dict[int, str], ids: list[int]) -> str:

@@ -35,8 +35,8 @@ class Conversion:
         """Add a file, or raise DatasetError when two images would share it."""
         if name in self.files:
             raise DatasetError(
-                f"{name}: expected one image for each file of labels, got two whose names differ in the suffix only. "
-                "Rename one."
+                f"{name}: expected one image for each file of labels, got two: the same one in both splits, or two "
+                "whose names differ in the suffix only. Remove or rename one."
             )
         self.files[name] = text
 

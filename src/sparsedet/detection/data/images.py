@@ -104,8 +104,9 @@ def decode_image(path: Path, size: tuple[int, int] | None = None) -> Tensor:
     """Decode an image file to RGB.
 
     Grayscale, palette and CMYK images become RGB, transparency is dropped, 16-bit values keep their upper
-    8 bits. An EXIF orientation is applied, unless only the stored (unrotated) image has the recorded `size`:
-    boxes were then drawn on the unrotated image.
+    8 bits; values of more bits are refused, because what is black and white in them is not known. An EXIF orientation
+    is applied, unless only the stored (unrotated) image has the recorded `size`: boxes were then drawn on the unrotated
+    image.
 
     Args:
         path: the file.
@@ -124,7 +125,7 @@ def decode_image(path: Path, size: tuple[int, int] | None = None) -> Tensor:
         header = _header(image)
         is_turned = size is None or header.upright_size == size or (header.height, header.width) != size
         method = _UPRIGHT.get(header.orientation) if is_turned else None
-        pixels = _rgb(image if method is None else image.transpose(method))
+        pixels = _rgb(path, image if method is None else image.transpose(method))
     if size is not None and pixels.shape[:2] != size:
         height, width = pixels.shape[:2]
         raise ImageError(
@@ -156,7 +157,7 @@ def _opened(path: Path) -> Iterator[Image.Image]:
                 raise _too_large(path, f"{image.width}x{image.height}")
             yield image
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise _too_large(path, str(error)) from error
+        raise _too_large(path, "more than twice as many") from error
     except ImageError:
         raise
     except Exception as error:  # Pillow's decoders also raise SyntaxError, EOFError, struct.error, MemoryError …
@@ -181,6 +182,14 @@ def _too_large(path: Path, size: str) -> ImageError:
     )
 
 
+def _odd_values(path: Path, got: str) -> ImageError:
+    return ImageError(
+        "image-damaged",
+        f"{path}: expected values of 8 or 16 bits, got {got}, of which black and white are not known. "
+        "Convert the file to 8 bits.",
+    )
+
+
 def _read(path: Path) -> bytes:
     remedy = "Check the file name and the folder of the images."
     try:
@@ -196,11 +205,15 @@ def _read(path: Path) -> bytes:
         raise ImageError("image-missing", message) from error
 
 
-def _rgb(image: Image.Image) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
+def _rgb(path: Path, image: Image.Image) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
     """Return uint8 pixels of shape (H, W, 3)."""
     if image.mode in ("I", "I;16", "I;16B", "I;16L"):  # Pillow would clip these at 255 instead of scaling
-        gray = (np.asarray(image).astype(np.int64).clip(0, 2**16 - 1) >> 8).astype(np.uint8)
-        return np.repeat(gray[:, :, None], 3, axis=2)
+        values = np.asarray(image).astype(np.int64)
+        if values.min() < 0 or values.max() >= 2**16:
+            raise _odd_values(path, f"values from {values.min()} to {values.max()}")
+        return np.repeat((values >> 8).astype(np.uint8)[:, :, None], 3, axis=2)
+    if image.mode == "F":
+        raise _odd_values(path, "values with fractions")
     if image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")
     return np.array(image if image.mode == "RGB" else image.convert("RGB"))

@@ -59,7 +59,7 @@ KINDS: dict[str, Kind] = {
         "image file is missing",
         f"named as on the disk where only case, slashes or Unicode form differ, else {_IMAGE_REMOVED}",
     ),
-    "image-damaged": Kind(Policy.REFUSE, "image file is damaged or no image", _IMAGE_REMOVED),
+    "image-damaged": Kind(Policy.REFUSE, "image file is damaged, no image, or of more than 16 bits", _IMAGE_REMOVED),
     "image-size-wrong": Kind(Policy.REFUSE, "image file has another size than recorded"),
     "image-file-shared": Kind(Policy.WARN, "image names the same file as another image"),
     "image-rotated": Kind(

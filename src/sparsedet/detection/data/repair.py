@@ -11,10 +11,10 @@ import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
-from sparsedet.common.errors import StorageError
+from sparsedet.common.errors import DatasetError, StorageError
 from sparsedet.common.files import write_text
 from sparsedet.detection.data.check import Split
 from sparsedet.detection.data.coco import Annotation, Scan, scan_data
@@ -101,6 +101,12 @@ class _Work:
         return self.split.dataset.images_dir
 
     def scan(self) -> Scan:
+        for key in ("images", "annotations"):
+            if not self.data[key]:
+                raise DatasetError(
+                    f"{self.split.path}: '{key}': expected entries that a repaired copy can keep, got none: training "
+                    "refuses all. `sparsedet data check` without --fix says why; correct the program that wrote them."
+                )
         return scan_data(self.data, self.split.path, self.images_dir, max_examples=sys.maxsize)
 
     def change(self, key: str, index: int, entry: Any, what: str) -> None:
@@ -180,7 +186,7 @@ class _Names:
 
 
 def _plain(name: str) -> str:
-    return unicodedata.normalize("NFC", name.replace("\\", "/")).casefold()
+    return PurePosixPath(unicodedata.normalize("NFC", name.replace("\\", "/"))).as_posix().casefold()
 
 
 def _turn_corners(work: _Work) -> None:

@@ -153,7 +153,10 @@ def _below(root: Path, name: str, source: Path) -> Path:
     """Return a path below `root`; what leads out of it is refused."""
     path = root / name
     if "\0" in name or not path.resolve().is_relative_to(root):
-        raise DatasetError(f"{source}: expected a path below {root}, got '{printable(name)}'. Move the files there.")
+        link = "" if ".." in Path(name).parts or Path(name).is_absolute() else ", which leads out of it by a link"
+        raise DatasetError(
+            f"{source}: expected a path below {root}, got '{printable(name)}'{link}. Move the files there."
+        )
     return root / path.relative_to(root) if path.is_absolute() else path
 
 
