@@ -47,6 +47,15 @@ def test_without_steps_nothing_is_drawn(run_dir):
     assert not any(path.name == "training.png" for path in draw_files(run))
 
 
+def test_a_single_step_is_seen(run_dir):
+    _, experiment = write(run_dir, json.dumps(ROWS[0]))
+    loss, lr, _ = training_curves(experiment).axes
+    assert [line.get_marker() for line in [*loss.lines, *lr.lines]] == ["."] * 4
+    _, experiment = write(run_dir, *map(json.dumps, ROWS[:2]))
+    loss, lr, _ = training_curves(experiment).axes
+    assert {line.get_marker() for line in [*loss.lines, *lr.lines] if line.get_linestyle() != ":"} == {""}
+
+
 def test_metrics_of_older_runs_have_no_levels(run_dir):
     _, experiment = write(run_dir, '{"step": 0, "loss": 1.0, "lr": 0.1}', '{"step": 1, "loss": 1.0, "lr": 0.1}')
     assert len(training_curves(experiment).axes[0].lines) == 1

@@ -26,13 +26,15 @@ def training_curves(experiment: Experiment) -> Figure | None:
     figure = Figure(figsize=(6.4, 6.4), layout="constrained")
     loss, lr, ap = figure.subplots(3, sharex=True, height_ratios=(3, 1, 2))
     steps = [row["step"] for row in rows]
+    marker = "." if len(rows) == 1 else ""  # a line of one point is not seen
     terms = [key for key in rows[0] if key.endswith("_loss")]
     for index, key in enumerate(terms if len(terms) > 1 else []):
         values = [row[key] for row in rows]
-        loss.plot(steps, values, color=COLOURS[1 + index % (len(COLOURS) - 1)], linewidth=0.8, label=plain(key))
-    loss.plot(steps, [row["loss"] for row in rows], color=COLOURS[0], linewidth=1.2, label="loss")
+        color = COLOURS[1 + index % (len(COLOURS) - 1)]
+        loss.plot(steps, values, color=color, linewidth=0.8, marker=marker, label=plain(key))
+    loss.plot(steps, [row["loss"] for row in rows], color=COLOURS[0], linewidth=1.2, marker=marker, label="loss")
     loss.legend(frameon=False, fontsize=8)
-    lr.plot(steps, [row["lr"] for row in rows], color=COLOURS[0], linewidth=1.2)
+    lr.plot(steps, [row["lr"] for row in rows], color=COLOURS[0], linewidth=1.2, marker=marker)
     _plot_ap(ap, experiment, lines)
     first_of_levels = [end for end in _ends(experiment) if 0 < end <= steps[-1]]
     for axes, label in ((loss, "loss"), (lr, "learning rate"), (ap, "AP (%)")):
