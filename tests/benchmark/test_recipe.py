@@ -50,6 +50,10 @@ def test_bases_are_laid_one_on_another_and_keep_their_own_folders(tiny_recipe, t
             "base: tiny.yaml\ntraining: {checkpoints: {keep_best: true}}\n",
             r"training.checkpoints.keep_best: expected evaluation.every_steps to say how often .*, got null. Set it",
         ),
+        *(
+            (f"base: tiny.yaml\n{key}: {{{last}: None}}\n" if last else f"base: tiny.yaml\n{key}: None\n", "'None'")
+            for key, last in (("initial_checkpoint", ""), ("data", "root"))
+        ),
         ("experiments: []\n", r"expected a recipe, got a suite of several"),
         ("base: tiny.yaml\ntraining: {steps: null}\n", r"top.yaml:2: training: expected either 'steps' or 'epochs'"),
     ],
@@ -85,6 +89,8 @@ def test_weights_are_a_path_only_where_they_look_like_one(tiny_recipe, tmp_path,
             r"expected 'start' of 'b' to name an earlier experiment \['dense'\], got 'dens'. Did you mean 'dense'\?",
         ),
         ("- {name: a/b, recipe: tiny.yaml}\n", r"experiments\[0\].name: expected"),
+        ("- {name: a/b, recipe: tiny.yaml}\n", r"^[^\n]*Correct the value\.$"),  # and nothing of too few experiments
+        (" []\n", r"s.yaml:2: experiments: expected at least 1 of them, got \[\]\. Correct the value\."),
         ("- {name: a}\n", r"experiments\[0\].recipe: expected a value, got nothing"),
         ("- {name: a, recipe: {base: tiny.yaml, sed: 1}}\n", r"s.yaml:3: sed: expected one of .* Did you mean 'seed'"),
     ],

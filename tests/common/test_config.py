@@ -100,7 +100,7 @@ DOUBLED = "a0: &a0 [1, 1]\n" + "".join(f"a{i}: &a{i} [*a{i - 1}, *a{i - 1}]\n" f
         ("a: 1\na: 2\n", 'f.yaml:2: expected valid YAML, got found duplicate key "a"'),
         ("a: !!python/object:os.system 2\n", "f.yaml:1: a: expected plain YAML, got the tag"),
         ("a: !mine {b: 1}\n", "f.yaml:1: a: expected plain YAML, got the tag '!mine'. Tags are not evaluated: write"),
-        ("- 1\n", "f.yaml: expected a mapping of keys at the top level, got CommentedSeq."),
+        ("- 1\n", "f.yaml: expected a mapping of keys at the top level, got a list."),
         ("a: [\n", "f.yaml:2: expected valid YAML, got "),
         ("a:\n  1: 2\n", "f.yaml:2: a: expected text as key, got 1. Put the key in quotes."),
         ("a: !!python/object/apply:os.system ['exit 3']\n", "f.yaml:1: a: expected plain YAML, got the tag 'tag:yaml"),

@@ -68,6 +68,12 @@ def test_damaged_foreign_and_executable_files_are_refused(tmp_path, monkeypatch)
     path.write_text("plain text, and no pickle")
     with pytest.raises(CheckpointError, match=r"got an unreadable file \(it was not written by torch\.save\)"):
         load_checkpoint(path)
+    path.write_text("hi")  # of which pickle says no more than '105'
+    with pytest.raises(CheckpointError, match=r"got an unreadable file \(it was not written by torch\.save\)"):
+        load_checkpoint(path)
+    path.write_bytes(b"")
+    with pytest.raises(CheckpointError, match=r"got an unreadable file \(it is empty\)"):
+        load_checkpoint(path)
     torch.save({"state_dict": {}}, path)
     with pytest.raises(CheckpointError, match="expected a file written by sparsedet, got another program's"):
         load_checkpoint(path)

@@ -133,6 +133,11 @@ DIVERGED = "The detector may have diverged: lower its learning rate."
             "the results against the annotations they were made for.",
         ),
         (
+            {"image_id": "1"},
+            ".image_id: expected one of the 2 ids in the annotation file, got '1'. Evaluate "
+            "the results against the annotations they were made for.",
+        ),
+        (
             {"image_id": [1]},
             ".image_id: expected one of the 2 ids in the annotation file, got [1]. Evaluate "
             "the results against the annotations they were made for.",

@@ -131,7 +131,7 @@ def test_the_file_of_other_weights_is_refused(model, tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("", "expected a mapping of keys at the top level, got NoneType"),
+        ("", "expected a mapping of keys at the top level, got nothing"),
         ('{"format": 1, "fingerprint": "x", "den', "expected valid YAML"),
         ('{"format": 2, "fingerprint": "", "dense": 1.0, "curves": {}, "left_out": {}}', "format: expected 1, got 2"),
         ('{"format": 1, "fingerprint": "", "dense": 1.0, "left_out": {}}', "curves: expected a value, got nothing"),

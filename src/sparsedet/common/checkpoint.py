@@ -85,6 +85,8 @@ def read_file(path: Path) -> Any:
         reason = str(error).split("\n")[0]
         if isinstance(error, pickle.UnpicklingError):  # torch's own words advise to read it without protection
             reason = "it was not written by torch.save"
+        if not any(letter.isalpha() for letter in reason):  # an EOFError says nothing, a KeyError of pickle a number
+            reason = "it was not written by torch.save" if path.stat().st_size else "it is empty"
         raise CheckpointError(
             f"{path}: expected a whole checkpoint, got an unreadable file ({reason}). "
             "It may be truncated or damaged: use an earlier checkpoint."

@@ -6,7 +6,6 @@ from io import StringIO
 from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError
-from pydantic_core import ErrorDetails
 from ruamel.yaml import YAML
 from ruamel.yaml.representer import RoundTripRepresenter
 
@@ -38,15 +37,12 @@ def validate(model: type[Model], document: Document, path: KeyPath = ()) -> Mode
     try:
         return model.model_validate_json(json.dumps(data), strict=True)
     except ValidationError as error:
-        found = error.errors(include_url=False)
-        messages = [_fault(model, document, path, data, details) for details in found if not _follows(details, found)]
+        messages = [
+            _fault(model, document, path, data, details)
+            for details in error.errors(include_url=False)
+            if not _follows(details)
+        ]
         raise ConfigError("\n".join(dict.fromkeys(messages))) from error
-
-
-def _follows(fault: ErrorDetails, faults: list[ErrorDetails]) -> bool:
-    """Tell whether a fault follows from others: of values that they leave out, or of a list that is short of them."""
-    inner = [other["loc"] for other in faults if other["loc"][: len(fault["loc"])] == fault["loc"] != other["loc"]]
-    return fault["type"] == "default_factory_not_called" or (fault["type"] == "too_short" and bool(inner))
 
 
 def dump(model: ConfigModel) -> dict[str, Any]:
@@ -76,6 +72,13 @@ def _get(data: Any, path: KeyPath) -> Any:
     for key in path:
         data = data[key]
     return data
+
+
+def _follows(details: Any) -> bool:
+    """Return whether a pydantic error only follows from another one: of a default, or of an entry of a list."""
+    if details["type"] == "too_short":
+        return bool(len(details["input"]) != details["ctx"]["actual_length"])
+    return bool(details["type"] == "default_factory_not_called")
 
 
 def _none_fault(document: Document, path: KeyPath) -> str:
@@ -115,6 +118,8 @@ def _fault(model: type[ConfigModel], document: Document, path: KeyPath, data: An
 
 def _expected(details: Any) -> str:
     """Turn pydantic's 'Input should be …' into the contract alone."""
+    if details["type"] == "too_short":
+        return f"at least {details['ctx']['min_length']} of them"
     text = str(details["msg"])
     for prefix in ("Input should be ", "Input should have ", "Value should be "):
         text = text.removeprefix(prefix)

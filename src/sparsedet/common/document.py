@@ -63,9 +63,10 @@ class Document:
         parent: Any = self.data
         for key in keys[:-1]:
             parent = parent.get(key) if isinstance(parent, dict) else None
-        if isinstance(parent, dict) and isinstance(parent.get(keys[-1]), str):
+        given = parent.get(keys[-1]) if isinstance(parent, dict) else None
+        if isinstance(given, str) and given != "None":  # which no path may be, see `validate`
             folder = self.folders.get(keys, Path.cwd())
-            parent[keys[-1]] = os.path.normpath(folder.absolute() / Path(parent[keys[-1]]).expanduser())
+            parent[keys[-1]] = os.path.normpath(folder.absolute() / Path(given).expanduser())
 
 
 def format_path(path: KeyPath) -> str:
@@ -117,7 +118,7 @@ def parse_yaml(text: str, source: str, folder: Path, version: Version = (1, 2)) 
         raise ConfigError(f"{source}: expected valid YAML, got {error}. Correct the file.") from error
     if not isinstance(tree, CommentedMap):
         raise ConfigError(
-            f"{source}: expected a mapping of keys at the top level, got {type(tree).__name__}. "
+            f"{source}: expected a mapping of keys at the top level, got {_kind(tree)}. "
             "Start the file with 'key: value' lines."
         )
     document = Document({}, source=source)
@@ -138,6 +139,10 @@ def _check_nesting(yaml: YAML, text: str) -> None:
             inside.pop()
         elif isinstance(event, AliasEvent) and event.anchor in inside:
             raise MarkedYAMLError(problem=f"the alias '{event.anchor}' inside itself", problem_mark=event.start_mark)
+
+
+def _kind(tree: Any) -> str:
+    return "nothing" if tree is None else "a list" if isinstance(tree, list) else "a single value"
 
 
 def _plain(node: Any, path: KeyPath, document: Document, folder: Path) -> Any:

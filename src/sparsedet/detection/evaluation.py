@@ -220,9 +220,10 @@ def _check_results(ground_truth: dict[str, Any], results: Sequence[CocoResult]) 
             )
         for key, known in ("image_id", image_ids), ("category_id", category_ids):
             if type(result[key]) is not int or result[key] not in known:
+                got = printable(repr(result[key]) if isinstance(result[key], str) else result[key])
                 raise DatasetError(
                     f"{where}.{key}: expected one of the {len(known)} ids in the annotation file, "
-                    f"got {printable(result[key])}. Evaluate the results against the annotations they were made for."
+                    f"got {got}. Evaluate the results against the annotations they were made for."
                 )
         if not _is_box(result["bbox"]) or not _is_finite(result["score"]):
             raise DatasetError(
