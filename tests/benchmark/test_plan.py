@@ -8,7 +8,7 @@ import pytest
 from sparsedet.benchmark.console import Console
 from sparsedet.benchmark.plan import plan, summary
 from sparsedet.benchmark.suite import load_suite, run_suite
-from sparsedet.common.errors import ConfigError
+from sparsedet.common.errors import ConfigError, SparseDetError
 from sparsedet.common.shipped import find_config
 
 WEIGHTS = ("checkpoint.pt", "best.pt", "weights.safetensors")
@@ -65,6 +65,32 @@ def test_steps_batches_and_rates_of_the_published_runs(published):
 def test_a_plan_counts_the_data_that_are_there(tiny_recipe):
     (row,) = plan(load_suite(tiny_recipe, ("training.steps=null", "training.epochs=5")))
     assert (row["steps"], row["epochs"], row["batch"]) == (15, 5.0, "2")  # 6 images in batches of 2
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("training.freeze=[nix]", "expected a pattern that matches a parameter, got 'nix'"),
+        ("sparsity={schedule: {type: one_shot, sparsity: 0.995}}", "got 0.995. Lower it"),
+        ("initial_checkpoint=/gone.pt", "initial_checkpoint: expected a file, got /gone.pt, which is none. Check"),
+        ("detector.backbone.weights=/gone.pth", "detector.backbone.weights: expected a file, got /gone.pth, which is"),
+    ],
+)
+def test_plan_and_suite_say_at_once_what_a_run_would_stop_at(override, message, tiny_recipe, tmp_path):
+    (tmp_path / "suite.yaml").write_text(
+        f"title: T\nexperiments:\n- {{name: first, recipe: {tiny_recipe}}}\n- {{name: last, recipe: {tiny_recipe}}}\n"
+    )
+    suite = load_suite(tmp_path / "suite.yaml", (f"last:{override}",))
+    for function in (plan, lambda suite: run_suite(suite, tmp_path / "run", "cpu", Console(quiet=True))):
+        with pytest.raises(SparseDetError) as error:
+            function(suite)
+        assert message in str(error.value)
+    assert not (tmp_path / "run" / "first").exists()
+
+
+def test_a_level_is_named_by_its_exact_share(tiny_recipe):
+    (row,) = plan(load_suite(tiny_recipe, ("sparsity={schedule: {type: one_shot, sparsity: 0.875}}",)))
+    assert row["level"] == "87.5% unstructured"
 
 
 def test_no_data_and_no_number_of_images(tiny_recipe):

@@ -27,6 +27,7 @@ from sparsedet.common.files import write_json, write_text
 from sparsedet.common.processes import from_first
 from sparsedet.common.runtime import environment, start, writable_folder
 from sparsedet.detection.data.splits import Splits, open_splits
+from sparsedet.detection.models.backbones.weights import FILE_SUFFIXES
 from sparsedet.report.record import Record, read_records
 from sparsedet.sparsity import Sparsifier
 
@@ -56,8 +57,11 @@ def run_experiment(job: Job) -> tuple[Record, ...]:
     return from_first(lambda: read_records(job.folder)[0])
 
 
-def check_recipe(recipe: Recipe) -> None:
+def check_recipe(recipe: Recipe) -> Splits:
     """Find out what would stop a run later: faults of the data, selectors, a sparsity that cannot be had, trackers.
+
+    Returns:
+        Its data.
 
     Raises:
         DatasetError: annotations are wrong or image files are missing.
@@ -74,6 +78,20 @@ def check_recipe(recipe: Recipe) -> None:
         inputs = example_inputs(recipe, splits, model.stride, device)
         calibration = calibration_of(recipe, splits, model.stride, device)
         Sparsifier(model, recipe.sparsity, inputs, model.run_all, calibration)
+    return splits
+
+
+def check_start(recipe: Recipe) -> None:
+    """Raise CheckpointError where the file whose weights a run starts from is not there."""
+    weights = recipe.detector.backbone.weights
+    if recipe.initial_checkpoint is not None:
+        key, path = "initial_checkpoint", recipe.initial_checkpoint
+    elif weights.endswith(FILE_SUFFIXES):
+        key, path = "detector.backbone.weights", Path(weights)
+    else:
+        return
+    if not path.is_file():
+        raise CheckpointError(f"{key}: expected a file, got {path}, which is none. Check the path.")
 
 
 def last_checkpoint(folder: Path) -> Path:

@@ -9,11 +9,11 @@ import torch
 
 from sparsedet.benchmark.checkpoint import num_level_bytes
 from sparsedet.benchmark.console import Console
+from sparsedet.benchmark.experiment import check_recipe, check_start
 from sparsedet.benchmark.levels import split_levels
 from sparsedet.benchmark.recipe import Recipe
 from sparsedet.benchmark.suite import Suite
 from sparsedet.common.errors import ConfigError
-from sparsedet.detection.data.splits import open_splits
 from sparsedet.detection.trainer import Level
 
 Row = dict[str, Any]
@@ -30,18 +30,19 @@ def plan(suite: Suite, warn: Callable[[str], None] | None = None) -> list[Row]:
 
     Raises:
         ConfigError: neither is there, or the levels do not fit into the steps.
-        DatasetError: the data are there, and wrong.
+        SparseDetError: the data are there, and what a run would refuse before its first step.
     """
     rows: list[Row] = []
     warnings: dict[str, None] = {}  # several experiments have the same data
     for entry, loaded in zip(suite.config.experiments, suite.recipes, strict=True):
         recipe = loaded.recipe
         training = recipe.training
-        num_images, num_classes, found = _counts(recipe)
+        num_images, num_classes, found = _counts(recipe, entry.start)
         warnings.update(dict.fromkeys(found))
         total_steps = training.total_steps(num_images)
         steps_per_epoch = training.steps_per_epoch(num_images)
         num_bytes = _num_level_bytes(recipe, num_classes)
+        measure = " of MACs" if recipe.budget == "macs" else ""
         for index, level in enumerate(split_levels(recipe.sparsity, total_steps)):
             targets = recipe.target_sparsities
             rates = _rates(recipe, level, steps_per_epoch)
@@ -49,9 +50,7 @@ def plan(suite: Suite, warn: Callable[[str], None] | None = None) -> list[Row]:
                 {
                     "experiment": entry.name,
                     "starts from": entry.start or _start(recipe),
-                    "level": f"{targets[index]:.0%}{' of MACs' if recipe.budget == 'macs' else ''} {recipe.pattern}"
-                    if targets
-                    else "dense",
+                    "level": f"{100 * targets[index]:.4g}%{measure} {recipe.pattern}" if targets else "dense",
                     "steps": level.num_steps,
                     "epochs": round(level.num_steps / steps_per_epoch, 2),
                     "batch": training.batch_text,
@@ -111,11 +110,16 @@ def _rates(recipe: Recipe, level: Level, steps_per_epoch: int) -> list[float]:
     return [level.lr(step, training, steps_per_epoch) for step in steps]
 
 
-def _counts(recipe: Recipe) -> tuple[int, int, tuple[str, ...]]:
-    """Return the number of training images, of classes (COCO's where there are no data), and warnings of the data."""
+def _counts(recipe: Recipe, start: str | None) -> tuple[int, int, tuple[str, ...]]:
+    """Return the number of training images, of classes (COCO's where there are no data), and warnings of the data.
+
+    Where there are data, the rest of the recipe is checked as before a run that starts from the experiment `start`.
+    """
     data = recipe.data
     if data.train_annotations.exists():
-        splits = open_splits(data, recipe.seed)
+        splits = check_recipe(recipe)
+        if start is None:
+            check_start(recipe)
         return len(splits.train), len(splits.train.coco.categories), splits.warnings
     if data.num_train_images is None:
         raise ConfigError(

@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 
 from sparsedet.benchmark.cells import forget_error, note_error, run_cells
 from sparsedet.benchmark.console import Console
-from sparsedet.benchmark.experiment import check_recipe, last_checkpoint, run_experiment
+from sparsedet.benchmark.experiment import CONFIG_FILE, check_recipe, check_start, last_checkpoint, run_experiment
 from sparsedet.benchmark.job import Job
 from sparsedet.benchmark.log_file import LOG_FILE
 from sparsedet.benchmark.recipe import LoadedRecipe, finish_recipe
@@ -201,8 +201,10 @@ def open_folder(suite: Suite, folder: Path, stack: ExitStack, only: str | None =
     else:
         with locked(folder, FILES_LOCK, waits=True):
             _share_suite(suite, folder)
-    for loaded in suite.cells(only).values():
-        check_recipe(loaded.recipe)  # all of them first, so that no fault waits behind hours of training
+    for name, loaded in suite.cells(only).items():  # all of them first, so that no fault waits behind hours of training
+        check_recipe(loaded.recipe)
+        if suite.entry(name).start is None and not (folder / name / CONFIG_FILE).exists():
+            check_start(loaded.recipe)
 
 
 def _remaining(cells: dict[str, LoadedRecipe], folder: Path) -> Remaining:
