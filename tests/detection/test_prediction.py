@@ -1,5 +1,7 @@
 """Detections in image files, against what evaluation finds in the same images."""
 
+import os
+
 import numpy as np
 import pytest
 import torch
@@ -154,6 +156,16 @@ def test_find_images(tmp_path):
     assert find_images([single, folder, folder / "b.png"]) == (
         single, folder / "a.JPG", folder / "b.png", folder / "ü.webp",
     )  # fmt: skip
+
+
+def test_what_is_no_image_is_found_too_and_passed_over_with_a_reason(model, config, tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "gone.png").symlink_to("nowhere")
+    os.mkfifo(tmp_path / "pipe.png")
+    paths = find_images([tmp_path / "empty", tmp_path])
+    assert paths == (tmp_path / "empty", tmp_path / "gone.png", tmp_path / "pipe.png")
+    outcomes = list(predict(model, config, CATEGORIES, paths, CPU))
+    assert [outcome.path for outcome in outcomes if isinstance(outcome, Skipped)] == list(paths)
 
 
 @pytest.mark.parametrize("is_there", [True, False])

@@ -49,15 +49,19 @@ class Skipped:
 def find_images(paths: Iterable[Path]) -> tuple[Path, ...]:
     """Return files as they are and of folders the image files right in them, by name; each once.
 
+    What cannot be read as an image but is named like one, or is a folder with none, is among them: to be passed over
+    with a reason, not in silence.
+
     Raises:
         DatasetError: there is no file at all.
     """
     paths = list(paths)
     found: dict[Path, None] = {}
     for path in paths:
-        inside = sorted(path.iterdir()) if path.is_dir() else [path]
-        found |= {file: None for file in inside if not path.is_dir() or (file.is_file() and _is_image_name(file))}
-    if not found:
+        entries = sorted(path.iterdir()) if path.is_dir() else []
+        inside = [file for file in entries if _is_image_name(file) and not file.is_dir()]
+        found |= dict.fromkeys(inside or [path])
+    if all(path.is_dir() for path in found):
         raise DatasetError(
             f"images: expected image files, or folders with some, got {', '.join(map(str, paths)) or 'nothing'}. "
             f"Known are {', '.join(FORMATS)}; of a folder only the files right in it are taken."
