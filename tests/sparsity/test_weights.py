@@ -9,6 +9,7 @@ from torch.nn.utils import parametrizations, parametrize
 from torch.testing._internal.two_tensor import TwoTensor
 
 from sparsedet.common.errors import ConfigError
+from sparsedet.sparsity import measure
 from sparsedet.sparsity.weights import find_weights, unwrap
 
 DETECTOR_NAMES = (
@@ -87,6 +88,24 @@ def test_parameters_of_the_same_memory_are_one_weight():
     assert [weight.names for weight in find_weights(model)] == [("0.weight", "1.weight"), ("2.weight",), ("3.weight",)]
 
 
+def test_parameters_that_share_memory_in_another_way_are_named():
+    model = nn.ModuleDict({"tied": nn.Linear(4, 6), "back": nn.Linear(6, 4), "part": nn.Linear(4, 2)})
+    model.back.weight.data = model.tied.weight.data.T
+    model.part.weight.data = model.tied.weight.data[4:]
+    columns = torch.randn(6, 8)
+    model.update({"left": nn.Linear(4, 6), "right": nn.Linear(4, 6), "norm": nn.LayerNorm(4)})
+    model.left.weight.data, model.right.weight.data = columns[:, :4], columns[:, 4:]  # no entry in common
+    model.norm.weight.data = columns[2, 2:6]
+    others = {weight.layer_names[0]: set(weight.others) for weight in find_weights(model)}
+    assert others == {
+        "tied": {"back.weight", "part.weight"},
+        "back": {"tied.weight", "part.weight"},
+        "part": {"tied.weight", "back.weight"},
+        "left": {"norm.weight"},
+        "right": {"norm.weight"},
+    }
+
+
 def test_attention_may_share_a_weight_with_a_linear_layer():
     attention, linear = nn.MultiheadAttention(4, 2), nn.Linear(4, 12)
     linear.weight = attention.in_proj_weight
@@ -150,15 +169,27 @@ def test_computed_weights_are_told_from_parameters():
     assert weights[1].tensor.abs().unique().tolist() == [1]
 
 
+def test_looking_at_a_computed_weight_leaves_no_trace():
+    model = nn.Sequential(parametrizations.spectral_norm(nn.Linear(4, 4)), nn.Linear(4, 4)).train()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    assert measure(model).layers[0].name == "0.weight"
+    assert find_weights(model)[0].tensor.shape == (4, 4)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert all(module.training for module in model.modules())
+
+
 def test_layers_without_a_weight_of_their_own_are_no_candidates():
     layer = nn.Linear(2, 2)
     layer.weight = None
     assert names(nn.Sequential(layer, nn.Linear(2, 2))) == ["1.weight"]
 
 
-def test_lazy_layers_are_refused():
-    with pytest.raises(ConfigError, match=r"model: expected weights with a shape, got the lazy layer '0.weight'"):
-        find_weights(nn.Sequential(nn.LazyLinear(4)))
+@pytest.mark.parametrize(
+    ("layer", "name"), [(nn.LazyLinear(4), "1.weight"), (nn.LazyBatchNorm2d(affine=False), "1.running_mean")]
+)
+def test_lazy_layers_are_refused(layer, name):
+    with pytest.raises(ConfigError, match=f"model: expected weights with a shape, got the lazy layer '{name}'"):
+        find_weights(nn.Sequential(nn.Linear(4, 4), layer))
 
 
 @pytest.mark.parametrize(

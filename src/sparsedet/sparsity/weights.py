@@ -8,7 +8,7 @@ torch.compile, around the model or around a part of it, adds nothing to the name
 Weights are found anew wherever they are needed, so that a layer may get another parameter in the meantime.
 """
 
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from sparsedet.common.errors import ConfigError
+from sparsedet.common.modes import in_eval_mode
 
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, *TRANSPOSED)
@@ -31,8 +32,8 @@ class Weight:
     Attributes:
         names: full parameter names, more than one if layers share it; the first is the one in use.
         holders: the layers that hold it, each with the name of its attribute.
-        others: names of parameters of other kinds of modules that are the same tensor, such as a tied
-            embedding.
+        others: names of parameters that hold it, or a part of it, in another way: those of other kinds of modules,
+            such as a tied embedding, and weights that are the same memory in another shape or order.
     """
 
     names: tuple[str, ...]
@@ -52,8 +53,7 @@ class Weight:
     @property
     def tensor(self) -> Tensor:
         """The weight as the layer holds it now, shape (out, in/groups, *kernel) (transposed: (in, out/groups, …))."""
-        module, attribute = self.holders[0]
-        weight = getattr(module, attribute)
+        weight = _held(*self.holders[0])
         assert isinstance(weight, Tensor)
         return weight
 
@@ -100,13 +100,13 @@ def find_weights(model: nn.Module) -> tuple[Weight, ...]:
     Raises:
         ConfigError: a weight has no shape yet (lazy), or is quantised or sparsely stored.
     """
+    check_initialised(model)
     found: dict[Hashable, tuple[list[str], list[tuple[nn.Module, str]]]] = {}
-    parameters: dict[str, Hashable] = {}
+    parameters: dict[str, Tensor] = {}
     for prefix, module in _modules(model):
         own = {name: value for name, value in module._parameters.items() if value is not None}
-        parameters |= {prefix + name: _identity(value) for name, value in own.items()}
-        for attribute in _attributes(prefix, module):
-            weight = getattr(module, attribute)
+        parameters |= {prefix + name: value for name, value in own.items()}
+        for attribute, weight in _weights(prefix, module):
             _check(prefix + attribute, weight)
             key = _identity(weight) if attribute in own else (id(module), attribute)
             names, holders = found.setdefault(key, ([], []))
@@ -115,12 +115,37 @@ def find_weights(model: nn.Module) -> tuple[Weight, ...]:
                 holders.append((module, attribute))
     held = {name for names, _ in found.values() for name in names}
     others: dict[Hashable, list[str]] = {}
-    for name, key in parameters.items():
+    for name, parameter in parameters.items():
         if name not in held:
-            others.setdefault(key, []).append(name)
+            others.setdefault(_identity(parameter), []).append(name)
+    for name, other in _overlaps(parameters):
+        others.setdefault(_identity(parameters[name]), []).append(other)
     return tuple(
         Weight(tuple(names), tuple(holders), tuple(others.get(key, ()))) for key, (names, holders) in found.items()
     )
+
+
+def check_initialised(model: nn.Module) -> None:
+    """Check that no parameter or buffer of `model` waits for a first input to get its shape.
+
+    Raises:
+        ConfigError: one does.
+    """
+    for prefix, module in _modules(model):
+        for name, value in (*module._parameters.items(), *module._buffers.items()):
+            if value is not None and nn.parameter.is_lazy(value):
+                raise ConfigError(
+                    f"model: expected weights with a shape, got the lazy layer '{prefix}{name}'. Run it once first."
+                )
+
+
+def _held(module: nn.Module, attribute: str) -> object:
+    """Return what `module` holds; a parametrization that computes it leaves no trace, as spectral norms would."""
+    parametrizations = getattr(module, "parametrizations", None)
+    if not isinstance(parametrizations, nn.ModuleDict) or attribute not in parametrizations:
+        return getattr(module, attribute, None)
+    with in_eval_mode(parametrizations[attribute]):
+        return getattr(module, attribute)
 
 
 def _modules(model: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
@@ -132,8 +157,8 @@ def _modules(model: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Modul
             yield from _modules(child, f"{prefix}{name}.")
 
 
-def _attributes(prefix: str, module: nn.Module) -> tuple[str, ...]:
-    """Return the names of the weights that `module` itself holds."""
+def _weights(prefix: str, module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Yield the weights that `module` itself holds, with the names of their attributes."""
     if any(base.__name__ == "WeightedQuantizedModule" for base in type(module).__mro__):  # of torch.ao
         raise _refusal(prefix + "weight", f"the quantised layer {type(module).__name__}")
     names: tuple[str, ...] = ()
@@ -141,12 +166,13 @@ def _attributes(prefix: str, module: nn.Module) -> tuple[str, ...]:
         names = ("weight",)
     elif isinstance(module, nn.MultiheadAttention):
         names = ATTENTION_PROJECTIONS
-    return tuple(name for name in names if isinstance(getattr(module, name, None), Tensor))
+    for name in names:
+        weight = _held(module, name)
+        if isinstance(weight, Tensor):
+            yield name, weight
 
 
 def _check(name: str, weight: Tensor) -> None:
-    if isinstance(weight, nn.parameter.UninitializedParameter):
-        raise ConfigError(f"model: expected weights with a shape, got the lazy layer '{name}'. Run it once first.")
     if weight.layout != torch.strided:
         raise _refusal(name, f"layout {weight.layout}")
     is_number = (weight.is_floating_point() and weight.element_size() > 1) or weight.is_complex()
@@ -166,6 +192,56 @@ def _refusal(name: str, got: str) -> ConfigError:
 
 def _identity(tensor: Tensor) -> Hashable:
     """Return what two parameters have in common that are the same memory."""
+    return (*_place(tensor), tensor.shape, tensor.stride(), tensor.dtype) if _has_memory(tensor) else id(tensor)
+
+
+def _has_memory(tensor: Tensor) -> bool:
     is_strided = type(tensor) is nn.Parameter and tensor.layout == torch.strided
-    has_memory = is_strided and tensor.numel() > 0 and not tensor.is_meta
-    return (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype) if has_memory else id(tensor)
+    return is_strided and tensor.numel() > 0 and not tensor.is_meta
+
+
+def _place(tensor: Tensor) -> tuple[torch.device, int]:
+    return tensor.device, tensor.data_ptr()
+
+
+def _overlaps(parameters: Mapping[str, Tensor]) -> Iterator[tuple[str, str]]:
+    """Yield the names of any two parameters that share memory without being the same, in both orders."""
+    spans = sorted(
+        (str(tensor.device), tensor.data_ptr(), tensor.data_ptr() + _num_bytes(tensor), name)
+        for name, tensor in parameters.items()
+        if _has_memory(tensor)
+    )
+    open_spans: list[tuple[str, int, str]] = []
+    for device, start, end, name in spans:
+        open_spans = [span for span in open_spans if span[0] == device and span[1] > start]
+        for _, _, other in open_spans:
+            if _identity(parameters[name]) != _identity(parameters[other]) and _meet(
+                parameters[name], parameters[other]
+            ):
+                yield name, other
+                yield other, name
+        open_spans.append((device, end, name))
+
+
+def _num_bytes(tensor: Tensor) -> int:
+    """Return how many bytes lie from the first entry to the end of the last."""
+    steps = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    return (steps + 1) * tensor.element_size()
+
+
+def _meet(first: Tensor, second: Tensor) -> bool:
+    """Tell whether two tensors in one block of memory have an entry in common; columns of one matrix have none."""
+    start = min(first.data_ptr(), second.data_ptr())
+    end = max(tensor.data_ptr() + _num_bytes(tensor) for tensor in (first, second))
+    is_taken = torch.zeros(end - start, dtype=torch.bool)
+    views = [
+        torch.as_strided(
+            is_taken,
+            (*tensor.shape, tensor.element_size()),
+            (*(stride * tensor.element_size() for stride in tensor.stride()), 1),
+            tensor.data_ptr() - start,
+        )
+        for tensor in (first, second)
+    ]
+    views[0].fill_(True)
+    return bool(views[1].any())
