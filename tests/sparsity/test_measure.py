@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from sparsedet.common.errors import ConfigError
 from sparsedet.sparsity import measure, profile_model
 
 
@@ -57,6 +58,11 @@ def test_shared_weights_count_once():
 def test_nan_is_not_zero(model):
     model[0].weight.data.fill_(math.nan)
     assert measure(model).layers[0].num_zeros == 0
+
+
+def test_parameters_without_values_are_refused():
+    with pytest.raises(ConfigError, match=r"model: expected parameters with values, got '1.weight' on the meta device"):
+        measure(nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2, device="meta")))
 
 
 def test_model_without_layers():

@@ -11,7 +11,13 @@ import torch
 from torch import nn
 
 from sparsedet.common.config import ConfigModel
-from sparsedet.common.errors import CheckpointError, ConfigError, SparseDetError, UnreachableTargetError
+from sparsedet.common.errors import (
+    CheckpointError,
+    ConfigError,
+    SparseDetError,
+    TargetMatchError,
+    UnreachableTargetError,
+)
 from sparsedet.sparsity import (
     NM,
     Global,
@@ -69,6 +75,11 @@ def test_measurement_carries_the_selection(detector):
     ]
     assert found.num_macs == sum(sparsifier.profile.num_macs.values())
     assert found.measured_sparsity_chosen == 0
+
+
+def test_a_model_without_parameters_is_refused():
+    with pytest.raises(TargetMatchError, match="no conv or linear layer"):
+        Sparsifier(nn.ReLU(), SparsityConfig(schedule=OneShot(sparsity=0.5), input_shape=(1, 3)))
 
 
 def test_input_shape_of_the_config_is_used(detector):

@@ -173,7 +173,13 @@ def test_patterns_without_effect_are_refused(detector, fields, message):
 
 def test_model_without_layers_is_refused():
     with pytest.raises(TargetMatchError, match=r"got none \(no conv or linear layer\)"):
-        chosen(nn.ReLU(), include=())
+        chosen(nn.LSTM(4, 4))
+
+
+def test_a_name_is_exact_whatever_its_characters():
+    model = nn.ModuleDict({"a[0]": nn.Linear(2, 2), "a0": nn.Linear(2, 2)})
+    assert chosen(model, include=("a[0]",)) == chosen(model, include=("a[0].weight",)) == ["a[0].weight"]
+    assert chosen(model, include=("?[0]",)) == ["a0.weight"]
 
 
 def test_broken_regular_expression_is_refused():

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from sparsedet.common.errors import ConfigError
 from sparsedet.sparsity.distributed import whole
 from sparsedet.sparsity.profile import Profile
 from sparsedet.sparsity.weights import find_weights, unwrap
@@ -75,7 +76,16 @@ def measure(
         chosen: full names of the weights that were to be pruned.
         profile: MACs of the weights, from `sparsedet.sparsity.profile.profile_model`.
         reasons: by full name, why a weight was chosen or left out.
+
+    Raises:
+        ConfigError: a parameter has no values (meta device), or see `find_weights`.
     """
+    parameters = dict(unwrap(model).named_parameters())
+    for name, parameter in parameters.items():
+        if parameter.is_meta:
+            raise ConfigError(
+                f"model: expected parameters with values, got '{name}' on the meta device. Move the model to a device."
+            )
     layers = []
     for weight in find_weights(model):
         numel = weight.tensor.numel()
@@ -96,14 +106,13 @@ def measure(
         )
     num_macs = sum(layer.macs or 0 for layer in layers)
     macs_kept = sum((layer.macs or 0) * (1 - layer.sparsity) for layer in layers) / max(num_macs, 1)
-    parameters = list(unwrap(model).parameters())
     return Measurement(
         measured_sparsity=_sparsity(layers),
         measured_sparsity_chosen=None if chosen is None else _sparsity([layer for layer in layers if layer.chosen]),
         macs_kept=None if profile is None else macs_kept,
         num_macs=None if profile is None else num_macs,
-        num_parameters=sum(parameter.numel() for parameter in parameters),
-        num_nonzero=sum(int(torch.count_nonzero(whole(parameter))) for parameter in parameters),
+        num_parameters=sum(parameter.numel() for parameter in parameters.values()),
+        num_nonzero=sum(int(torch.count_nonzero(whole(parameter))) for parameter in parameters.values()),
         layers=tuple(layers),
     )
 

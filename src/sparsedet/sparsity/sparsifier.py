@@ -321,7 +321,7 @@ class Sparsifier:
 
     def _example_inputs(self, given: tuple[Any, ...] | None) -> tuple[Any, ...] | None:
         if given is None and self.config.input_shape is not None:
-            return (next(self._model.parameters()).new_zeros(self.config.input_shape),)
+            return (next(self._model.parameters(), torch.empty(0)).new_zeros(self.config.input_shape),)
         if given is None and self.config.needs_profile is not None:
             raise ConfigError(
                 f"sparsity.input_shape: expected the shape of an input, which {self.config.needs_profile} needs, "

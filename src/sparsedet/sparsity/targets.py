@@ -121,6 +121,11 @@ class Targets(ConfigModel):
             TargetMatchError: a pattern matches no weight, a preset cannot be told, or no weight is chosen.
             UnsupportedShapeError: a weight included by its exact name cannot be pruned or served by `pattern`.
         """
+        if not weights:
+            raise TargetMatchError(
+                "sparsity.targets: expected at least one weight to prune, got none (no conv or linear layer). "
+                "Prune a model that has some."
+            )
         include = match("sparsity.targets.include", self.include, weights, predictions)
         exclude = match("sparsity.targets.exclude", self.exclude, weights, predictions)
         rows = []
@@ -133,7 +138,7 @@ class Targets(ConfigModel):
             reasons = "; ".join(f"{count} × {reason}" for reason, count in Counter(row.reason for row in rows).items())
             raise TargetMatchError(
                 "sparsity.targets: expected at least one weight to prune, "
-                f"got none ({reasons or 'no conv or linear layer'}). Widen include, or shorten exclude."
+                f"got none ({reasons}). Widen include, or shorten exclude."
             )
         return tuple(rows)
 
@@ -144,7 +149,7 @@ class Targets(ConfigModel):
             return False, f"exclude '{exclude[0]}'"
         if not include:
             return False, "not in include"
-        named = next((text for text in include if _is_name(text)), None)
+        named = next((text for text in include if _names(text, weight)), None)
         refusal = self._refusal(weight, pattern, is_spared)
         if refusal is None:
             return True, f"include '{named or include[0]}'"
@@ -219,7 +224,8 @@ def match_one(
     if selector.startswith("preset:"):
         names = _preset(path, selector, weights, predictions or ())
     else:
-        names = frozenset(weight.name for weight in weights if _matches(selector, weight))
+        exact = frozenset(weight.name for weight in weights if _names(selector, weight))
+        names = exact or frozenset(weight.name for weight in weights if _matches(selector, weight))
     if not names and selector not in MAY_MATCH_NOTHING:
         raise TargetMatchError(_no_match(path, selector, weights, kind))
     return names
@@ -258,8 +264,9 @@ def _by(weight: Weight, found: dict[str, frozenset[str]]) -> list[str]:
     return [selector for selector, names in found.items() if weight.name in names]
 
 
-def _is_name(pattern: str) -> bool:
-    return not pattern.startswith(("re:", "type:", "preset:")) and not set(pattern) & set("*?[")
+def _names(selector: str, weight: Weight) -> bool:
+    """Tell whether a pattern is the exact name of a weight or of a layer that holds it."""
+    return selector in (*weight.names, *weight.layer_names)
 
 
 def _matches(pattern: str, weight: Weight) -> bool:
@@ -269,8 +276,6 @@ def _matches(pattern: str, weight: Weight) -> bool:
     names = (*weight.names, *weight.layer_names)
     if pattern.startswith("re:"):
         return any(re.fullmatch(pattern.removeprefix("re:"), name) for name in names)
-    if _is_name(pattern):
-        return pattern in names
     return any(fnmatch.fnmatchcase(name, pattern) for name in names)
 
 
