@@ -12,11 +12,15 @@ from sparsedet.common.errors import ConfigError, SparseDetError, TargetMatchErro
 from sparsedet.sparsity import (
     ALLOCATIONS,
     NM,
+    Activation,
+    Calibration,
     Erk,
     Global,
+    Gradient,
     Lamp,
     LevelWise,
     Limit,
+    Obc,
     OneShot,
     Sensitivity,
     Sparsifier,
@@ -255,6 +259,35 @@ def test_without_compensation_weights_without_scores_take_no_part():
     model["c"] = linear(100)["a"]
     config = SparsityConfig(schedule=HALF, allocation=Global(), compensate=False)
     assert counts(Sparsifier(model, config)) == {"a.weight": 50, "c.weight": 50}
+
+
+class Odd(nn.Module):
+    """Besides a layer to prune: a complex one, an empty one, and one that no pass calls."""
+
+    def __init__(self):
+        super().__init__()
+        self.complex = nn.Linear(4, 4, bias=False, dtype=torch.complex64)
+        self.empty, self.good, self.idle = (nn.Linear(*sizes, bias=False) for sizes in ((0, 4), (4, 25), (4, 25)))
+
+    def forward(self, batch):
+        return self.good(self.complex(batch.to(torch.complex64)).real + self.empty(batch[:, :0]))
+
+
+@pytest.mark.filterwarnings("ignore:Initializing zero-element")
+@pytest.mark.parametrize("criterion", [Activation(), Gradient(), Obc()])
+def test_without_compensation_data_are_wanted_of_what_has_a_score_that_counts(criterion):
+    calibration = Calibration([torch.ones(2, 4)], lambda model, batch: model(batch), lambda m, b: m(b).square().mean())
+    config = SparsityConfig(
+        schedule=HALF, allocation=Uniform(), criterion=criterion, compensate=False, targets=Targets(exclude=("idle",))
+    )
+    sparsifier = Sparsifier(Odd(), config, calibration=calibration)
+    sparsifier.prune_(0)
+    assert sparsifier.masks["good.weight"].sum() == 50
+    sparsifier = Sparsifier(Odd(), config.model_copy(update={"allocation": Global()}), calibration=calibration)
+    if criterion == Obc():  # goes by magnitudes
+        return sparsifier.prune_(0)
+    with pytest.raises(ConfigError, match=r"idle\.weight.*With compensate: false the scores of what is left out count"):
+        sparsifier.prune_(0)
 
 
 # --- MACs ----------------------------------------------------------------------------------------------------

@@ -8,7 +8,20 @@ from torch import nn
 from torch.nn.utils import parametrizations
 
 from sparsedet.common.errors import TargetMatchError, UnsupportedShapeError
-from sparsedet.sparsity import NM, Targets, Unstructured
+from sparsedet.sparsity import (
+    NM,
+    NM2D,
+    Activation,
+    Block,
+    Calibration,
+    Channel,
+    Obc,
+    OneShot,
+    Sparsifier,
+    SparsityConfig,
+    Targets,
+    Unstructured,
+)
 from sparsedet.sparsity.weights import find_weights
 
 ASP_RULE = "2:4 (asp) needs out_channels % 8 == 0 and in_channels/groups % 16 == 0, got"
@@ -112,6 +125,36 @@ def test_pattern_skips_what_it_cannot_serve_with_the_rule(detector):
         "cls_pred.weight": f"{ASP_RULE} 4 and 32",
         "fc.weight": f"{ASP_RULE} 10 and 32",
     }
+
+
+class Experts(nn.Linear):
+    """Several linear layers in one: a weight of (experts, out, in)."""
+
+    def __init__(self, num_experts, num_in, num_out):
+        super().__init__(num_in, num_out)
+        self.weight = nn.Parameter(torch.randn(num_experts, num_out, num_in))
+
+    def forward(self, batch):
+        return torch.einsum("ebi,eoi->ebo", batch, self.weight)
+
+
+@pytest.mark.parametrize("pattern", [NM(n=1, m=4), NM2D(), Block(shape=(1, 4)), Channel()])
+def test_a_subclass_with_dimensions_of_its_own_is_pruned_anywhere_or_not_at_all(pattern):
+    weights = find_weights(nn.ModuleDict({"experts": Experts(8, 4, 16), "linear": nn.Linear(16, 8)}))
+    reason = Targets().select(weights, pattern)[0].reason
+    assert reason == f"{pattern.label} needs a weight of 2 dimensions, got 3"
+    assert all(row.chosen for row in Targets().select(weights, Unstructured()))
+
+
+@pytest.mark.parametrize("criterion", [Activation(), Obc()])
+def test_criteria_that_watch_inputs_refuse_dimensions_of_its_own(criterion):
+    calibration = Calibration([torch.ones(8, 2, 4)], lambda model, batch: model(batch))
+    config = SparsityConfig(schedule=OneShot(sparsity=0.5), criterion=criterion)
+    sparsifier = Sparsifier(nn.Sequential(Experts(8, 4, 16)), config, calibration=calibration)
+    with pytest.raises(
+        UnsupportedShapeError, match=r"weights of 2 dimensions .* got '0\.weight' of shape \(8, 16, 4\)"
+    ):
+        sparsifier.prune_(0)
 
 
 @pytest.mark.parametrize(

@@ -90,6 +90,11 @@ class Budget:
         )
         self._check_reachable()
 
+    @property
+    def scored(self) -> tuple[Weight, ...]:
+        """The weights whose scores count: those that are chosen, and where nothing is made up for the others too."""
+        return tuple(part.weight for part in self._parts if part.is_chosen or self._allocation.needs_scores)
+
     def counts(
         self,
         targets: Sequence[float],

@@ -104,8 +104,7 @@ class Sparsifier:
         budget = None
         if config.allocation is not None:
             budget = Budget(config, config.allocation, weights, self.selection, self.profile, predictions)
-        # What is left out has a score too where nothing is made up for.
-        scored = weights if config.allocation and not config.compensate else tuple(self._chosen.values())
+        scored = tuple(self._chosen.values()) if budget is None else budget.scored
         self._maker = MaskMaker(config, self._model, scored, self._masked, budget, calibration)
 
     # --- schedule -------------------------------------------------------------------------------------------

@@ -80,6 +80,11 @@ class Weight:
         return tuple(name.rpartition(".")[0] for name in self.names)
 
 
+def num_dims(layer: nn.Module) -> int:
+    """Return how many dimensions the weight of such a layer has in torch: (out, in/groups, *kernel)."""
+    return 2 + len(layer.kernel_size) if isinstance(layer, CONVOLUTIONS) else 2
+
+
 def unwrap(model: nn.Module) -> nn.Module:
     """Return the plain model inside wrappers of DDP, averaging and torch.compile."""
     while True:

@@ -65,7 +65,7 @@ class SensitivityCurves(ConfigModel):
         if not self.curves.get(name):
             raise ConfigError(
                 f"sparsity.allocation.curves: expected a curve for '{name}', got none. Measure it with "
-                "measure_sensitivity, or leave it out of the targets."
+                "measure_sensitivity, or leave it out of the targets (with compensate: false it counts all the same)."
             )
         points = {0.0: 0.0}
         for point in self.curves[name]:

@@ -68,7 +68,8 @@ class Gradient(BaseCriterion):
             name = weights[int(is_used.argmin())].name
             raise ConfigError(
                 f"calibration.loss: expected a loss that depends on every weight that is pruned, got one that does not "
-                f"depend on '{name}'. Add it to targets.exclude, or let the loss use it."
+                f"depend on '{name}'. Add it to targets.exclude, or let the loss use it. With compensate: false the "
+                "scores of what is left out count too: use the criterion 'magnitude' if it cannot have one."
             )
         num_batches = sum_of_counts(len(batches))
         for weight, total in zip(weights, totals, strict=True):

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from sparsedet.common.errors import ConfigError
+from sparsedet.common.errors import ConfigError, UnsupportedShapeError
 from sparsedet.sparsity.calibration import sum_of_counts
 from sparsedet.sparsity.distributed import reshard
-from sparsedet.sparsity.weights import ATTENTION_PROJECTIONS, CONVOLUTIONS, TRANSPOSED, Weight
+from sparsedet.sparsity.weights import ATTENTION_PROJECTIONS, CONVOLUTIONS, TRANSPOSED, Weight, num_dims
 
 Record = Callable[[str, int, Tensor], None]
 """Called with the name of a weight, the index of the first group, and rows: float32, shape (groups, rows, features)."""
@@ -32,7 +32,17 @@ def watch_inputs(model: nn.Module, weights: Sequence[Weight], record: Record) ->
     The features of a convolution are the values under its kernel, in the order (input channel, *kernel); there is
     one row for each output position (transposed: the input channels, one row for each input position). Rows come in
     parts of at most one image. A shared layer is seen at every call.
+
+    Raises:
+        UnsupportedShapeError: a subclass has given its weight dimensions of its own.
     """
+    for weight in weights:
+        if weight.tensor.ndim != num_dims(weight.layer):
+            raise UnsupportedShapeError(
+                f"sparsity.criterion: expected weights of {num_dims(weight.layer)} dimensions for this kind of layer, "
+                f"got '{weight.name}' of shape {tuple(weight.tensor.shape)}. Use 'magnitude', or add it to "
+                "targets.exclude."
+            )
     names = {(id(module), key): weight.name for weight in weights for module, key in weight.holders}
     with ExitStack() as stack:
         for module in model.modules():
@@ -63,7 +73,8 @@ def check_called(num_calls: Mapping[str, int], criterion: str) -> None:
             f"sparsity.criterion: expected passes that call the layer of every weight that is pruned, which "
             f"'{criterion}' watches, got none that calls those of {missing}. Models such as torchvision's Swin hand "
             "weights to functions instead: add these to sparsity.targets.exclude, or use the criterion 'magnitude'. "
-            "Layers that only training calls have to be called by `run` of the calibration."
+            "Layers that only training calls have to be called by `run` of the calibration. With compensate: false the "
+            "scores of what is left out count too."
         )
 
 

@@ -6,7 +6,7 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from sparsedet.common.config import ConfigModel
-from sparsedet.sparsity.weights import TRANSPOSED
+from sparsedet.sparsity.weights import TRANSPOSED, num_dims
 
 
 class BasePattern(ConfigModel, ABC):
@@ -15,8 +15,9 @@ class BasePattern(ConfigModel, ABC):
     type: str
     kills_channels: ClassVar[bool] = False
     """Whether what follows a dead output channel (bias, norm) is zeroed with it; needs example inputs."""
-    serves_transposed: ClassVar[bool] = False
-    """Whether transposed convolutions are served, whose weight has input channels first."""
+    serves_any_layout: ClassVar[bool] = False
+    """Whether weights are served that do not begin with output and input channels: those of transposed convolutions,
+    and of subclasses that have dimensions of their own."""
 
     @property
     def fixed_sparsity(self) -> float | None:
@@ -30,8 +31,11 @@ class BasePattern(ConfigModel, ABC):
 
     def unserved(self, module: nn.Module) -> str | None:
         """Return the rule by which the pattern cannot serve the weight of `module`; None: it can."""
-        if isinstance(module, TRANSPOSED) and not self.serves_transposed:
+        assert isinstance(module.weight, Tensor)
+        if isinstance(module, TRANSPOSED) and not self.serves_any_layout:
             return f"{self.label} does not serve transposed convolutions"
+        if module.weight.ndim != num_dims(module) and not self.serves_any_layout:
+            return f"{self.label} needs a weight of {num_dims(module)} dimensions, got {module.weight.ndim}"
         return None
 
     def unit(self, shape: tuple[int, ...]) -> int:

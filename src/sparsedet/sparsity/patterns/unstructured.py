@@ -17,7 +17,7 @@ class Unstructured(BasePattern):
     """Zeros anywhere in a tensor; the allocation says how many."""
 
     type: Literal["unstructured"] = "unstructured"
-    serves_transposed: ClassVar[bool] = True
+    serves_any_layout: ClassVar[bool] = True
 
     @property
     def label(self) -> str:
