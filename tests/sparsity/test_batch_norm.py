@@ -110,6 +110,13 @@ def test_a_pruned_net_gives_outputs_like_the_dense_one_again(model):
     assert abs(model(batches[0]).std() / dense - 1) < 0.01 < abs(without / dense - 1)
 
 
+def test_names_are_those_of_the_plain_model_and_lazy_norms_are_refused():
+    model = nn.Sequential(nn.DataParallel(torch.compile(nn.Sequential(nn.BatchNorm1d(3)))), nn.BatchNorm1d(3))
+    assert reestimate_batch_norm(torch.compile(model), [torch.randn(4, 3)], call) == ("0.0", "1")
+    with pytest.raises(ConfigError, match=r"got the lazy layer '1\.weight'"):
+        reestimate_batch_norm(nn.Sequential(nn.BatchNorm1d(3), nn.LazyBatchNorm1d()), [torch.randn(4, 3)], call)
+
+
 @pytest.mark.parametrize(
     ("make", "batches", "message"),
     [
@@ -124,6 +131,11 @@ def test_a_pruned_net_gives_outputs_like_the_dense_one_again(model):
             r"got none \(1 frozen\). Leave re-estimation out",
         ),
         (lambda: nn.Sequential(nn.BatchNorm1d(3)), [], "batches: expected at least one batch, got none"),
+        (
+            lambda: nn.Sequential(nn.BatchNorm1d(3)),
+            [torch.ones(2, 4)],
+            "run: expected a function that serves every batch",
+        ),
         (lambda: nn.Sequential(nn.BatchNorm1d(3)), [torch.ones(1, 3)], "more than one value for each channel of '0'"),
         (
             lambda: nn.Sequential(nn.BatchNorm1d(3)),

@@ -222,6 +222,18 @@ def test_followers_stay_zero_in_training_and_in_copies(net):
     assert (other._model.norm_of_stem.bias[~dead] != 0).all()
 
 
+def test_names_are_those_of_the_plain_model_where_a_part_is_wrapped():
+    part = nn.DataParallel(torch.compile(nn.Sequential(nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8))))
+    model = nn.Sequential(part, nn.ReLU(), nn.Conv2d(8, 2, 1))
+    sparsifier = Sparsifier(model, half(), IMAGES)
+    sparsifier.prune_(0)
+    (row,) = sparsifier.dead_channels()
+    assert (row.name, row.zeroed) == ("0.0.weight", ("0.0.bias", "0.1.weight", "0.1.bias"))
+    plain = nn.Sequential(nn.Sequential(nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8)), nn.ReLU(), nn.Conv2d(8, 2, 1))
+    sparsifier.apply_(plain)
+    assert plain[0][1].weight.count_nonzero() == row.num_channels - row.num_dead == 4
+
+
 def test_the_state_is_that_of_the_weights_alone(net):
     sparsifier = Sparsifier(net, half(), IMAGES)
     assert sparsifier.state_dict() == {"level": None, "target_sparsity": None, "updated_at": None, "masks": {}}

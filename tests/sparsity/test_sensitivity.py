@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from sparsedet.common.errors import CheckpointError, ConfigError
+from sparsedet.common.errors import CheckpointError, ConfigError, SparseDetError
 from sparsedet.sparsity import (
     Activation,
     Calibration,
@@ -77,6 +77,7 @@ def test_masks_are_those_of_the_pruner(model):
 def test_a_weight_that_cannot_be_pruned_says_so(model):
     curves = measure_sensitivity(model, Metric(), Targets(include=("c", "b")), (0.5,))
     assert points(curves, "c.weight") == [(0.5, 0.0, 3.0)]  # one entry, which stays: measured sparsity 0
+    assert curves.pairs == {"b.weight": [(0.5, 2.5)], "c.weight": []}  # no loss of 0 in the plot
     model.a.weight.requires_grad_(False)
     model.b.weight.data[:3] = 0
     curves = measure_sensitivity(model, Metric(), None, (0.5,))
@@ -104,7 +105,7 @@ def test_an_interrupted_run_goes_on_where_it_was(model, tmp_path):
         "a.weight": 2, "b.weight": 1, "c.weight": 0,
     }  # fmt: skip
     metric = Metric()
-    resumed = measure_sensitivity(model, metric, None, sparsities, cache)
+    resumed = measure_sensitivity(model, metric, None, sparsities, str(cache))
     assert metric.calls == 3  # of 1 + 6
     assert resumed == measure_sensitivity(model, Metric(), None, sparsities) == SensitivityCurves.load(cache)
     extended = measure_sensitivity(model, metric, None, (0.7, 0.9), cache)
@@ -150,10 +151,10 @@ def test_other_files_are_refused(content, message, model, tmp_path):
     assert cache.read_text() == content
 
 
-@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("value", [math.nan, math.inf, None, "much", [1.0]])
 def test_metrics_without_a_number_are_refused(value, model):
     message = f"metric: expected a finite number, got {value} for the model as it is"
-    with pytest.raises(ConfigError, match=message):
+    with pytest.raises(ConfigError, match=re.escape(message)):
         measure_sensitivity(model, lambda model: value)
     before = model.a.weight.detach().clone()
     message = "metric: expected a finite number, got nan for 'a.weight' pruned to 0.5"
@@ -166,6 +167,12 @@ def test_metrics_without_a_number_are_refused(value, model):
 def test_bad_sparsities_are_refused(sparsities, model):
     with pytest.raises(ConfigError, match=re.escape(f"sparsities: expected numbers in (0, 1], got {list(sparsities)}")):
         measure_sensitivity(model, Metric(), None, sparsities)
+
+
+def test_weights_that_are_no_numbers_are_refused_by_name(model):
+    model.b.weight.data[0, 0] = math.nan
+    with pytest.raises(SparseDetError, match=r"b\.weight: expected finite weights"):
+        measure_sensitivity(model, lambda model: 1.0, None, (0.5,))
 
 
 def test_numbers_of_numpy_and_torch_are_numbers(model):

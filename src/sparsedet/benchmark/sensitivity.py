@@ -64,9 +64,7 @@ def measure_ap(
     calibration = calibration_of(recipe, splits, model.stride, evaluation.device)
     cache = name.with_suffix(".json")
     curves = measure_sensitivity(model, ap, targets, sparsities, cache, criterion, calibration)
-    points = {
-        layer: [(point.target_sparsity, point.value) for point in found] for layer, found in curves.curves.items()
-    }
-    figure = layer_losses(points, curves.dense, f"AP lost by one layer, dense {100 * curves.dense:.1f}, {count} images")
+    title = f"AP lost by one layer, dense {100 * curves.dense:.1f}, {count} images"
+    figure = layer_losses(curves.pairs, curves.dense, title)
     write_atomically(name.with_suffix(".png"), methodcaller("write", to_png(figure)))
     return curves, (cache, name.with_suffix(".png"))

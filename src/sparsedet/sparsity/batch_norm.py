@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from sparsedet.common.errors import ConfigError
-from sparsedet.sparsity.calibration import sum_of_counts
+from sparsedet.sparsity.calibration import call_on_batch, sum_of_counts
 from sparsedet.sparsity.distributed import sum_over_processes_
 from sparsedet.sparsity.undisturbed import undisturbed
-from sparsedet.sparsity.weights import unwrap
+from sparsedet.sparsity.weights import check_initialised, plain_modules, unwrap
 
 
 @torch.no_grad()
@@ -38,12 +38,16 @@ def reestimate_batch_norm(
         Names of the norms with new statistics.
 
     Raises:
-        ConfigError: there is no batch or no such norm, or a batch is too small or not finite.
+        ConfigError: there is no batch or no such norm, a batch is too small or not finite, or `run` fails.
 
     Source: Li et al., ECCV 2020 (EagleEye, arXiv:2007.02491).
     """
     plain = unwrap(model)
-    norms = {module: _Statistics(name) for name, module in plain.named_modules() if _has_statistics(module)}
+    check_initialised(plain)
+    norms: dict[nn.Module, _Statistics] = {}
+    for prefix, module in plain_modules(plain):
+        if _has_statistics(module):
+            norms.setdefault(module, _Statistics(prefix.removesuffix(".")))
     frozen = [module for module in norms if _is_frozen(module, plain)]
     for module in frozen:
         del norms[module]
@@ -57,7 +61,7 @@ def reestimate_batch_norm(
         for module, statistics in norms.items():
             stack.callback(module.register_forward_pre_hook(statistics.record, with_kwargs=True).remove)
         for batch in batches:
-            run(plain, batch)
+            call_on_batch("run", run, plain, batch)
             num_batches += 1
     if sum_of_counts(num_batches) == 0:
         raise ConfigError("batches: expected at least one batch, got none. Give a list or a data loader.")

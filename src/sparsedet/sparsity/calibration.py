@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sparsedet.common.errors import ConfigError
+from sparsedet.common.errors import ConfigError, SparseDetError
 from sparsedet.common.processes import num_processes
 from sparsedet.sparsity.distributed import is_sharded, sum_over_processes_
 from sparsedet.sparsity.weights import Weight
@@ -40,6 +40,14 @@ class Calibration:
     run: Callable[[nn.Module, Any], object]
     loss: Callable[[nn.Module, Any], Tensor] | None = None
 
+    def run_on(self, model: nn.Module, batch: Any) -> None:
+        """Do what `run` does.
+
+        Raises:
+            ConfigError: it fails.
+        """
+        call_on_batch("calibration.run", self.run, model, batch)
+
     def first(self, num_batches: int, weights: Sequence[Weight] = ()) -> list[Any]:
         """Return the first batches, at most `num_batches`, for passes that look at some weights.
 
@@ -62,6 +70,23 @@ class Calibration:
                 "a generator is empty when it is gone through again."
             )
         return batches
+
+
+def call_on_batch(what: str, function: Callable[[nn.Module, Any], Any], model: nn.Module, batch: Any) -> Any:
+    """Return `function(model, batch)`.
+
+    Raises:
+        ConfigError: it fails; `what` is the name of the function.
+    """
+    try:
+        return function(model, batch)
+    except SparseDetError:
+        raise
+    except Exception as error:  # whatever the function of a user raises
+        raise ConfigError(
+            f"{what}: expected a function that serves every batch, got {type(error).__name__}: {error}. "
+            "Correct it, or the batches."
+        ) from error
 
 
 def sum_of_counts(count: int) -> int:

@@ -17,12 +17,11 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from sparsedet.sparsity.distributed import whole
 from sparsedet.sparsity.profile import run_once
-from sparsedet.sparsity.weights import Weight, find_weights, unwrap
+from sparsedet.sparsity.weights import Weight, find_weights, plain_modules, unwrap
 
 _BIASES = {"weight": "bias", "in_proj_weight": "in_proj_bias"}
 _AFFINE = ("weight", "bias")
 _ELSEWHERE = ""
-_COMPILED = "_orig_mod."
 
 
 @dataclass(frozen=True)
@@ -86,9 +85,12 @@ def count_dead_channels(weights: Iterable[Weight], followers: Collection[Followe
 
 def named_tensors(model: nn.Module) -> dict[str, Tensor]:
     """Return parameters and buffers under the names that they have in the plain model."""
-    plain = unwrap(model)
-    tensors = (*plain.named_parameters(remove_duplicate=False), *plain.named_buffers(remove_duplicate=False))
-    return {name.replace(_COMPILED, ""): tensor for name, tensor in tensors}
+    return {
+        prefix + name: tensor
+        for prefix, module in plain_modules(model)
+        for name, tensor in (*module._parameters.items(), *module._buffers.items())
+        if tensor is not None
+    }
 
 
 @torch.no_grad()
@@ -114,7 +116,9 @@ def find_followers(
     """
     plain = unwrap(model)
     weights = find_weights(plain)
-    prefixes = {module: f"{name}.".replace(_COMPILED, "").lstrip(".") for name, module in plain.named_modules()}
+    prefixes: dict[nn.Module, str] = {}
+    for prefix, module in plain_modules(plain):
+        prefixes.setdefault(module, prefix)
     followers = [
         Follower(prefixes[module] + _BIASES[attribute], module, _BIASES[attribute], (weight.name,))
         for weight in weights

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from sparsedet.common.config import dump
 from sparsedet.common.errors import CheckpointError, ConfigError
 from sparsedet.common.files import write_json
-from sparsedet.sparsity.allocation.selection import max_zeros
+from sparsedet.sparsity.allocation.selection import max_zeros, not_finite
 from sparsedet.sparsity.allocation.sensitivity import Point, SensitivityCurves
 from sparsedet.sparsity.calibration import Calibration
 from sparsedet.sparsity.criteria import Criterion, Magnitude
@@ -29,7 +29,7 @@ def measure_sensitivity(
     metric: Callable[[nn.Module], float],
     targets: Targets | None = None,
     sparsities: Sequence[float] = DEFAULT_SPARSITIES,
-    cache: Path | None = None,
+    cache: str | Path | None = None,
     criterion: Criterion | None = None,
     calibration: Calibration | None = None,
 ) -> SensitivityCurves:
@@ -56,6 +56,7 @@ def measure_sensitivity(
     Raises:
         CheckpointError: the cache is of other weights or of another criterion.
         ConfigError: a sparsity is out of range, the metric is no finite number, or the cache is no such file.
+        SparseDetError: a weight is NaN or infinite.
         TargetMatchError: see `Targets.select`.
 
     Example:
@@ -68,6 +69,7 @@ def measure_sensitivity(
     """
     if not sparsities or not all(0 < sparsity <= 1 for sparsity in sparsities):
         raise ConfigError(f"sparsities: expected numbers in (0, 1], got {list(sparsities)}. Correct them.")
+    cache = None if cache is None else Path(cache)
     criterion = criterion or Magnitude()
     weights = find_weights(model)
     rows = (targets or Targets()).select(weights, Unstructured())
@@ -94,6 +96,8 @@ def measure_sensitivity(
         for sparsity in sparsities:
             if all(point.target_sparsity != sparsity for point in result.curves[weight.name]):
                 scores = criterion.scores(weight.tensor, weight.name, statistics.get(weight.name)).cpu().contiguous()
+                if not scores.isfinite().all():
+                    raise not_finite(weight.name)
                 result.curves[weight.name].append(_measure(model, weight, sparsity, metric, scores))
                 if cache is not None:
                     write_json(cache, dump(result))
@@ -116,9 +120,13 @@ def _measure(
 
 
 def _value(metric: Callable[[nn.Module], float], model: nn.Module, what: str) -> float:
-    value = float(metric(model))
+    found = metric(model)
+    try:
+        value = float(found)
+    except (TypeError, ValueError):
+        value = math.nan
     if not math.isfinite(value):
-        raise ConfigError(f"metric: expected a finite number, got {value} for {what}. Return a number for every model.")
+        raise ConfigError(f"metric: expected a finite number, got {found} for {what}. Return a number for every model.")
     return value
 
 

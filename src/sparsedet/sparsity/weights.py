@@ -108,7 +108,7 @@ def find_weights(model: nn.Module) -> tuple[Weight, ...]:
     check_initialised(model)
     found: dict[Hashable, tuple[list[str], list[tuple[nn.Module, str]]]] = {}
     parameters: dict[str, Tensor] = {}
-    for prefix, module in _modules(model):
+    for prefix, module in plain_modules(model):
         own = {name: value for name, value in module._parameters.items() if value is not None}
         parameters |= {prefix + name: value for name, value in own.items()}
         for attribute, weight in _weights(prefix, module):
@@ -136,7 +136,7 @@ def check_initialised(model: nn.Module) -> None:
     Raises:
         ConfigError: one does.
     """
-    for prefix, module in _modules(model):
+    for prefix, module in plain_modules(model):
         for name, value in (*module._parameters.items(), *module._buffers.items()):
             if value is not None and nn.parameter.is_lazy(value):
                 raise ConfigError(
@@ -153,13 +153,16 @@ def _held(module: nn.Module, attribute: str) -> object:
         return getattr(module, attribute)
 
 
-def _modules(model: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
-    """Yield every module as often as it is registered, with the start of the names of its parameters."""
+def plain_modules(model: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
+    """Yield every module but wrappers as often as it is registered, with the start of the names of its parameters.
+
+    The names are those of the plain model.
+    """
     model = unwrap(model)
     yield prefix, model
     for name, child in model._modules.items():
         if child is not None:
-            yield from _modules(child, f"{prefix}{name}.")
+            yield from plain_modules(child, f"{prefix}{name}.")
 
 
 def _weights(prefix: str, module: nn.Module) -> Iterator[tuple[str, Tensor]]:

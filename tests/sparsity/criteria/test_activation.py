@@ -161,6 +161,7 @@ def test_statistics_are_fresh_at_each_level_and_hooks_are_gone():
     [
         ([], call, "calibration.batches: expected at least one batch, got none"),
         ([torch.ones(2, 3)], lambda model, batch: model[0](batch), r"none that calls those of \['1.weight'\]"),
+        ([torch.ones(2, 4)], call, "calibration.run: expected a function that serves every batch, got RuntimeError: "),
         ([torch.full((2, 3), torch.nan)], call, "expected finite inputs of every layer, got inf or NaN at '0.weight'"),
     ],
 )

@@ -82,6 +82,10 @@ def test_nothing_else_changes(mode):
         (None, "calibration.loss: expected a function that returns the loss of a batch"),
         (lambda model, batch: model(batch), r"expected a function that returns a scalar with a gradient, got shape"),
         (lambda model, batch: 3.0, "got float"),
+        (
+            lambda model, batch: batch["image"],
+            "calibration.loss: expected a function that serves every batch, got Index",
+        ),
         (lambda model, batch: model(batch).sum().detach(), r"got shape \(\)"),
         (lambda model, batch: model[0](batch).sum(), "got one that does not depend on '1.weight'"),
         (

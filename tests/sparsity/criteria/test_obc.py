@@ -250,6 +250,15 @@ def test_what_it_cannot_serve_is_refused():
         sparsifier.prune_(0)
 
 
+def test_batches_that_the_model_does_not_take_are_refused():
+    config = SparsityConfig(schedule=OneShot(sparsity=0.5), criterion=Obc())
+    sparsifier = Sparsifier(nn.Linear(4, 4), config, calibration=Calibration([torch.ones(1, 5)], call))
+    with pytest.raises(
+        ConfigError, match=r"calibration\.run: expected a function that serves every batch, got RuntimeErr"
+    ):
+        sparsifier.prune_(0)
+
+
 class Functions(nn.Module):
     """Hands two of its weights to functions, as torchvision's Swin does with qkv."""
 

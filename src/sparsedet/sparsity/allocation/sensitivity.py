@@ -74,6 +74,18 @@ class SensitivityCurves(ConfigModel):
         sparsities = sorted(points)
         return np.array(sparsities), np.maximum.accumulate([points[sparsity] for sparsity in sparsities])
 
+    @property
+    def pairs(self) -> dict[str, list[tuple[float, float]]]:
+        """For each weight pairs of the sparsity that was asked for and the metric, for plots.
+
+        Where nothing went, as of a weight with one entry, which always stays, there is no pair: it would say that the
+        weight can be pruned without a loss.
+        """
+        return {
+            name: [(point.target_sparsity, point.value) for point in points if point.measured_sparsity > 0]
+            for name, points in self.curves.items()
+        }
+
     @cached_property
     def largest_loss(self) -> float:
         """How far the metric falls at most in any curve; 0 if it never falls."""

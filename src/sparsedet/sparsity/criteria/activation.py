@@ -50,7 +50,7 @@ class Activation(BaseCriterion):
         batches = calibration.first(self.num_batches, weights)
         with undisturbed(plain), watch_inputs(plain, weights, record):
             for batch in batches:
-                calibration.run(plain, batch)
+                calibration.run_on(plain, batch)
         check_called(num_calls, self.type)
         return {weight.name: _norms(weight, sums[weight.name]) for weight in weights}
 

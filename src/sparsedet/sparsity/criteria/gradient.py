@@ -9,7 +9,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from sparsedet.common.errors import ConfigError
-from sparsedet.sparsity.calibration import Calibration, sum_of_counts
+from sparsedet.sparsity.calibration import Calibration, call_on_batch, sum_of_counts
 from sparsedet.sparsity.criteria.criterion import BaseCriterion
 from sparsedet.sparsity.distributed import is_sharded, sum_over_processes_
 from sparsedet.sparsity.undisturbed import undisturbed
@@ -58,7 +58,7 @@ class Gradient(BaseCriterion):
                     tensor.requires_grad_(True)
             stack.enter_context(torch.enable_grad())
             for batch in batches:
-                gradients = _gradients(calibration.loss(plain, batch), tensors)
+                gradients = _gradients(call_on_batch("calibration.loss", calibration.loss, plain, batch), tensors)
                 for index, (total, tensor, gradient) in enumerate(zip(totals, tensors, gradients, strict=True)):
                     if gradient is not None:
                         total += (tensor.detach().float() * gradient.float()).abs_()

@@ -114,8 +114,8 @@ class Obc(BaseCriterion):
         counts = dict(zip((weight.name for weight in weights), num_zeros, strict=True))
         masks = {}
         with undisturbed(plain):
-            for weight in self._in_order_of_calls(plain, weights, batches, calibration.run):
-                products = _products(plain, weight, batches, calibration.run)
+            for weight in self._in_order_of_calls(plain, weights, batches, calibration.run_on):
+                products = _products(plain, weight, batches, calibration.run_on)
                 rounds = _rounds(pattern, counts[weight.name], tuple(weight.tensor.shape))
                 masks[weight.name] = self._prune_weight_(weight.tensor, products, rounds, keep.get(weight.name))
         return {weight.name: masks[weight.name] for weight in weights}
