@@ -146,6 +146,22 @@ def test_a_subclass_with_dimensions_of_its_own_is_pruned_anywhere_or_not_at_all(
     assert all(row.chosen for row in Targets().select(weights, Unstructured()))
 
 
+@pytest.mark.parametrize("kinds", [(nn.Conv2d, nn.ConvTranspose2d), (nn.ConvTranspose2d, nn.Conv2d)])
+def test_a_weight_is_served_if_it_is_in_all_layers_that_share_it(kinds):
+    model = nn.ModuleDict({"a": kinds[0](16, 16, 1), "b": kinds[1](16, 16, 1), "c": nn.Conv2d(16, 16, 1)})
+    model.b.weight = model.a.weight
+    for pattern in (NM(), NM2D(), Block(shape=(4, 1)), Channel()):
+        row = Targets().select(find_weights(model), pattern)[0]
+        assert (row.name, row.reason) == ("a.weight", f"{pattern.label} does not serve transposed convolutions")
+    assert chosen(model) == ["a.weight", "c.weight"]
+    config = SparsityConfig(schedule=OneShot(sparsity=0.5), criterion=Activation())
+    calibration = Calibration([torch.ones(1, 16, 2, 2)], lambda model, batch: model.c(model.b(model.a(batch))))
+    with pytest.raises(UnsupportedShapeError, match=r"share with none but their like, got \['a.weight', 'b.weight'\]"):
+        Sparsifier(model, config, calibration=calibration).prune_(0)
+    with pytest.raises(UnsupportedShapeError, match=r"transposed convolutions, such as 'a.weight', got 'obc'"):
+        Sparsifier(model, config.model_copy(update={"criterion": Obc()}), calibration=calibration)
+
+
 @pytest.mark.parametrize("criterion", [Activation(), Obc()])
 def test_criteria_that_watch_inputs_refuse_dimensions_of_its_own(criterion):
     calibration = Calibration([torch.ones(8, 2, 4)], lambda model, batch: model(batch))

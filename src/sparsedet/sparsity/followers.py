@@ -85,11 +85,12 @@ def count_dead_channels(weights: Iterable[Weight], followers: Collection[Followe
 
 def named_tensors(model: nn.Module) -> dict[str, Tensor]:
     """Return parameters and buffers under the names that they have in the plain model."""
+    modules = tuple(plain_modules(model))
     return {
         prefix + name: tensor
-        for prefix, module in plain_modules(model)
-        for name, tensor in (*module._parameters.items(), *module._buffers.items())
-        if tensor is not None
+        for held in (nn.Module.named_parameters, nn.Module.named_buffers)
+        for prefix, module in modules
+        for name, tensor in held(module, recurse=False, remove_duplicate=False)
     }
 
 

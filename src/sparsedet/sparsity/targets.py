@@ -184,7 +184,7 @@ class Targets(ConfigModel):
         for applies, reason, remedy in rules:
             if applies:
                 return reason, remedy
-        unserved = pattern.unserved(weight.layer)
+        unserved = pattern.unserved_by(weight)
         return None if unserved is None else (unserved, "use the pattern type 'unstructured'")
 
 

@@ -58,15 +58,25 @@ class Weight:
         return weight
 
     @property
+    def layers(self) -> tuple[nn.Module, ...]:
+        """The layers that hold it; for an attention projection a linear layer of the same weight."""
+        return tuple(module if key == "weight" else self._stand_in() for module, key in self.holders)
+
+    @property
     def layer(self) -> nn.Module:
-        """The first of the layers; for an attention projection a linear layer of the same weight."""
-        module, attribute = self.holders[0]
-        if attribute == "weight":
-            return module
-        stand_in = nn.Linear(1, 1, bias=False, device="meta")
-        stand_in.out_features, stand_in.in_features = self.tensor.shape
-        stand_in.weight = nn.Parameter(self.tensor, requires_grad=False)
-        return stand_in
+        """The first of `layers`."""
+        return self.layers[0]
+
+    @property
+    def is_transposed(self) -> bool:
+        """Whether a transposed convolution is among the layers: input channels come first."""
+        return any(isinstance(module, TRANSPOSED) for module in self.modules)
+
+    def _stand_in(self) -> nn.Linear:
+        linear = nn.Linear(1, 1, bias=False, device="meta")
+        linear.out_features, linear.in_features = self.tensor.shape
+        linear.weight = nn.Parameter(self.tensor, requires_grad=False)
+        return linear
 
     @property
     def is_parameter(self) -> bool:

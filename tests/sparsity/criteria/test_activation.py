@@ -125,6 +125,28 @@ def test_shared_layers_count_every_call():
     torch.testing.assert_close(scores_of(model, [inputs])["0.weight"], layer.weight.detach().abs() * rows.norm(dim=0))
 
 
+@pytest.mark.parametrize("first", ["whole", "halves", "thirds"])
+def test_layers_in_other_groups_may_share_a_weight(first):
+    torch.manual_seed(0)
+    layers = {
+        "whole": nn.Conv2d(2, 12, 2),
+        "halves": nn.Conv2d(4, 12, 2, groups=2),
+        "thirds": nn.Conv2d(6, 12, 2, groups=3),
+    }
+    model = nn.ModuleDict({first: layers.pop(first), **layers})
+    for layer in layers.values():
+        layer.weight = model[first].weight
+
+    def outputs(model, batch):
+        return torch.cat([layer(batch[:, : layer.in_channels]).flatten() for layer in model.values()])
+
+    batches = [torch.randn(2, 6, 4, 4) for _ in range(2)]
+    with torch.no_grad():
+        expected = errors_without_each_weight(model, model[first].weight, batches, outputs)
+    found = scores_of(model, batches, outputs)[f"{first}.weight"]
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
 def test_the_channel_that_carries_little_goes():
     model = nn.Sequential(nn.Conv2d(4, 8, 1, bias=False))
     model[0].weight.data.fill_(1)

@@ -12,7 +12,7 @@ from sparsedet.sparsity.criteria.criterion import BaseCriterion, infinite_where_
 from sparsedet.sparsity.criteria.inputs import check_called, check_finite, num_groups, watch_inputs
 from sparsedet.sparsity.distributed import sum_over_processes_
 from sparsedet.sparsity.undisturbed import undisturbed
-from sparsedet.sparsity.weights import TRANSPOSED, Weight, unwrap
+from sparsedet.sparsity.weights import Weight, unwrap
 
 
 class Activation(BaseCriterion):
@@ -64,14 +64,13 @@ class Activation(BaseCriterion):
 def _zeros(weight: Weight) -> Tensor:
     """Return room for a sum for each feature: shape (groups, features)."""
     tensor, groups = weight.tensor, num_groups(weight)
-    is_transposed = isinstance(weight.modules[0], TRANSPOSED)
-    return torch.zeros(groups, len(tensor) if is_transposed else tensor[0].numel(), device=tensor.device)
+    return torch.zeros(groups, len(tensor) if weight.is_transposed else tensor[0].numel(), device=tensor.device)
 
 
 def _norms(weight: Weight, sums: Tensor) -> Tensor:
     sum_over_processes_(sums)
     check_finite(weight.name, sums)
     shape = weight.tensor.shape
-    if isinstance(weight.modules[0], TRANSPOSED):
+    if weight.is_transposed:
         return sums.sqrt().reshape(-1, *(1,) * (len(shape) - 1))
     return sums.sqrt().reshape(len(sums), *shape[1:])

@@ -1,7 +1,9 @@
 """What the layers of a model read, as rows of the matrix that their weight is multiplied with."""
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,10 +18,16 @@ from sparsedet.sparsity.weights import ATTENTION_PROJECTIONS, CONVOLUTIONS, TRAN
 Record = Callable[[str, int, Tensor], None]
 """Called with the name of a weight, the index of the first group, and rows: float32, shape (groups, rows, features)."""
 
+_Records = dict[tuple[int, str], Callable[[int, Tensor], None]]
+"""By id of a module and name of its attribute: what is called with the index of its first group, and rows."""
+
 
 def num_groups(weight: Weight) -> int:
     """Return how many parts of a weight's output channels, equal in size, read features of their own."""
-    module, attribute = weight.holders[0]
+    return math.lcm(*(_num_groups(module, key) for module, key in weight.holders))
+
+
+def _num_groups(module: nn.Module, attribute: str) -> int:
     if attribute == "in_proj_weight":
         return 3  # query, key, value
     return module.groups if isinstance(module, CONVOLUTIONS) and not isinstance(module, TRANSPOSED) else 1
@@ -31,30 +39,48 @@ def watch_inputs(model: nn.Module, weights: Sequence[Weight], record: Record) ->
 
     The features of a convolution are the values under its kernel, in the order (input channel, *kernel); there is
     one row for each output position (transposed: the input channels, one row for each input position). Rows come in
-    parts of at most one image. A shared layer is seen at every call.
+    parts of at most one image. A shared layer is seen at every call; layers that share a weight may have other groups.
 
     Raises:
-        UnsupportedShapeError: a subclass has given its weight dimensions of its own.
+        UnsupportedShapeError: a subclass has given its weight dimensions of its own, or a transposed convolution shares
+            it with a layer that is none.
     """
+    records: _Records = {}
     for weight in weights:
-        if weight.tensor.ndim != num_dims(weight.layer):
-            raise UnsupportedShapeError(
-                f"sparsity.criterion: expected weights of {num_dims(weight.layer)} dimensions for this kind of layer, "
-                f"got '{weight.name}' of shape {tuple(weight.tensor.shape)}. Use 'magnitude', or add it to "
-                "targets.exclude."
-            )
-    names = {(id(module), key): weight.name for weight in weights for module, key in weight.holders}
+        _check_layout(weight)
+        for module, key in weight.holders:
+            share = num_groups(weight) // _num_groups(module, key)
+            records[id(module), key] = partial(_spread, record, weight.name, share)
     with ExitStack() as stack:
         for module in model.modules():
             hook: Callable[..., None] | None = None
             if isinstance(module, nn.MultiheadAttention):
-                hook = _attention_hook(names, record)
-            elif (id(module), "weight") in names:
-                hook = _layer_hook(names[id(module), "weight"], record)
+                hook = _attention_hook(records)
+            elif (id(module), "weight") in records:
+                hook = _layer_hook(records[id(module), "weight"])
             if hook is not None:
                 stack.callback(module.register_forward_pre_hook(hook, with_kwargs=True).remove)
         stack.callback(reshard, model)
         yield
+
+
+def _spread(record: Record, name: str, share: int, group: int, rows: Tensor) -> None:
+    """Record rows of groups each of which is `share` groups of the weight."""
+    record(name, group * share, rows if share == 1 else rows.repeat_interleave(share, 0))
+
+
+def _check_layout(weight: Weight) -> None:
+    expected, shape = num_dims(weight.layer), tuple(weight.tensor.shape)
+    if len(shape) != expected:
+        raise UnsupportedShapeError(
+            f"sparsity.criterion: expected weights of {expected} dimensions for this kind of layer, got "
+            f"'{weight.name}' of shape {shape}. Use 'magnitude', or add it to targets.exclude."
+        )
+    if weight.is_transposed and not all(isinstance(module, TRANSPOSED) for module in weight.modules):
+        raise UnsupportedShapeError(
+            "sparsity.criterion: expected weights that transposed convolutions share with none but their like, got "
+            f"{list(weight.names)}. Use 'magnitude', or add them to targets.exclude."
+        )
 
 
 def check_called(num_calls: Mapping[str, int], criterion: str) -> None:
@@ -91,30 +117,30 @@ def check_finite(name: str, sums: Tensor) -> None:
         )
 
 
-def _layer_hook(name: str, record: Record) -> Callable[..., None]:
+def _layer_hook(record: Callable[[int, Tensor], None]) -> Callable[..., None]:
     def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         inputs: Tensor = args[0] if args else kwargs["input"]
         for rows in _rows(module, _plain(inputs)):
-            record(name, 0, rows)
+            record(0, rows)
 
     return hook
 
 
-def _attention_hook(names: dict[tuple[int, str], str], record: Record) -> Callable[..., None]:
+def _attention_hook(records: _Records) -> Callable[..., None]:
     """Return a hook that sees the inputs of all projections, none of which is called as a layer."""
 
     def hook(module: nn.MultiheadAttention, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         inputs = [args[i] if i < len(args) else kwargs[key] for i, key in enumerate(("query", "key", "value"))]
         for attribute, tensors in zip(ATTENTION_PROJECTIONS, (inputs, *([tensor] for tensor in inputs)), strict=True):
-            name = names.get((id(module), attribute))
-            if name is None:
+            record = records.get((id(module), attribute))
+            if record is None:
                 continue
             for group, tensor in enumerate(tensors):
-                record(name, group, _plain(tensor).flatten(0, -2)[None].float())
-        name = names.get((id(module.out_proj), "weight"))
-        if name is not None:
+                record(group, _plain(tensor).flatten(0, -2)[None].float())
+        record = records.get((id(module.out_proj), "weight"))
+        if record is not None:
             attended = _plain(_before_out_proj(module, args, kwargs))
-            record(name, 0, attended.flatten(0, -2)[None].float())
+            record(0, attended.flatten(0, -2)[None].float())
 
     return hook
 

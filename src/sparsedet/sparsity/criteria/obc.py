@@ -22,7 +22,7 @@ from sparsedet.sparsity.distributed import (
 )
 from sparsedet.sparsity.patterns import NM, Pattern
 from sparsedet.sparsity.undisturbed import undisturbed
-from sparsedet.sparsity.weights import TRANSPOSED, Weight, unwrap
+from sparsedet.sparsity.weights import Weight, unwrap
 
 _NUM_ROUNDS = 8
 _NUM_ITERATIONS = 5
@@ -65,7 +65,7 @@ class Obc(BaseCriterion):
         """See `BaseCriterion.check`."""
         super().check(weights, calibration)
         for weight in weights:
-            if isinstance(weight.modules[0], TRANSPOSED):
+            if weight.is_transposed:
                 raise UnsupportedShapeError(
                     "sparsity.criterion: expected one that serves transposed convolutions, such as "
                     f"'{weight.name}', got 'obc'. Use 'activation', or add them to targets.exclude."

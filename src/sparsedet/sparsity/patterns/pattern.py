@@ -6,7 +6,7 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from sparsedet.common.config import ConfigModel
-from sparsedet.sparsity.weights import TRANSPOSED, num_dims
+from sparsedet.sparsity.weights import TRANSPOSED, Weight, num_dims
 
 
 class BasePattern(ConfigModel, ABC):
@@ -37,6 +37,10 @@ class BasePattern(ConfigModel, ABC):
         if module.weight.ndim != num_dims(module) and not self.serves_any_layout:
             return f"{self.label} needs a weight of {num_dims(module)} dimensions, got {module.weight.ndim}"
         return None
+
+    def unserved_by(self, weight: Weight) -> str | None:
+        """Return the rule by which the pattern cannot serve a weight in one of its layers; None: it can."""
+        return next((rule for layer in weight.layers if (rule := self.unserved(layer))), None)
 
     def unit(self, shape: tuple[int, ...]) -> int:
         """Return how many weights of a tensor of `shape` go or stay together."""

@@ -260,7 +260,7 @@ def _unserved(found: Mapping[str, Weight], pattern: NM, weights: Collection[str]
             reasons[name] = "not a plain parameter (computed by a parametrization)"
         elif weight.others:
             reasons[name] = f"shared with {', '.join(weight.others)}"
-        elif (rule := pattern.unserved(weight.layer)) is not None:
+        elif (rule := pattern.unserved_by(weight)) is not None:
             reasons[name] = rule
         elif weights is not None and name not in weights:
             reasons[name] = "not among the weights to prune"
