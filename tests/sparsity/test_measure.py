@@ -65,6 +65,11 @@ def test_parameters_without_values_are_refused():
         measure(nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2, device="meta")))
 
 
+def test_the_profile_of_another_model_is_refused(model):
+    with pytest.raises(ConfigError, match=r"profile: expected one of this model, got none of 'weight'"):
+        measure(nn.Linear(2, 2), profile=profile_model(model, (torch.zeros(1, 2, 8, 8),)))
+
+
 def test_model_without_layers():
     found = measure(nn.BatchNorm2d(3))
     assert (found.measured_sparsity, found.layers, found.num_parameters) == (0.0, (), 6)

@@ -82,6 +82,25 @@ def test_a_model_without_parameters_is_refused():
         Sparsifier(nn.ReLU(), SparsityConfig(schedule=OneShot(sparsity=0.5), input_shape=(1, 3)))
 
 
+@pytest.mark.parametrize(
+    ("other", "got"), [(nn.Linear(4, 6), "none instead of (4, 4) at '0.weight'"), (None, "(4, 5) instead of (6, 4) at")]
+)
+def test_masks_are_not_applied_to_another_model(other, got):
+    sparsifier = Sparsifier(
+        nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 6)), SparsityConfig(schedule=OneShot(sparsity=0.5))
+    )
+    sparsifier.prune_(0)
+    other = other or nn.Sequential(nn.Linear(4, 4), nn.Linear(5, 4))
+    with pytest.raises(ConfigError, match=re.escape(f"model: expected the weights that are pruned, got {got}")):
+        sparsifier.apply_(other)
+    assert all(parameter.all() for parameter in other.parameters())
+
+
+def test_a_state_without_masks_is_refused(detector):
+    with pytest.raises(CheckpointError, match=r"masks: expected the state of a sparsifier, got \['level'\]"):
+        Sparsifier(detector, SparsityConfig(schedule=OneShot(sparsity=0.3))).load_state_dict({"level": 0})
+
+
 def test_input_shape_of_the_config_is_used(detector):
     config = SparsityConfig(schedule=OneShot(sparsity=0.5), input_shape=(1, 3, 16, 32))
     assert Sparsifier(detector, config).profile.network_input_size == 32

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sparsedet.common.errors import CheckpointError
+from sparsedet.common.errors import CheckpointError, ConfigError
 from sparsedet.common.processes import num_processes
 from sparsedet.sparsity.distributed import (
     check_equal,
@@ -98,7 +98,11 @@ class MaskedTensors:
         _check_ranks({name: mask for name, mask in self.masks.items() if name in self.weights})
 
     def apply_(self, model: nn.Module | None = None) -> None:
-        """Set every pruned entry to +0.0, here or in another model with the same names."""
+        """Set every pruned entry to +0.0, here or in another model with the same names.
+
+        Raises:
+            ConfigError: the other model has other names or shapes; nothing has changed.
+        """
         if model is None:
             for name, mask in self.masks.items():
                 mask.apply_(self.tensor(name))
@@ -106,6 +110,13 @@ class MaskedTensors:
         others = {weight.name: weight.tensor for weight in find_weights(model)}
         if self.followers:
             others = named_tensors(model) | others
+        for name, mask in self.masks.items():
+            found = tuple(others[name].shape) if name in others else None
+            if found != mask.bits.shape:
+                raise ConfigError(
+                    f"model: expected the weights that are pruned, got {found or 'none'} instead of "
+                    f"{tuple(mask.bits.shape)} at '{name}'. Pass a copy of the pruned model."
+                )
         for name, mask in self.masks.items():
             mask.apply_(others[name])
 
@@ -193,8 +204,13 @@ class MaskedTensors:
         """Take over what `state_dict` returned, and put zeros where the masks say so.
 
         Raises:
-            CheckpointError: the masks are of other weights.
+            CheckpointError: the masks are of other weights, or there are none.
         """
+        if "masks" not in state:
+            raise CheckpointError(
+                f"masks: expected the state of a sparsifier, got {sorted(state) or 'nothing'}. "
+                "Load what its state_dict() returned."
+            )
         expected = {name: tuple(weight.tensor.shape) for name, weight in self.weights.items()}
         found = {name: tuple(mask.shape) for name, mask in state["masks"].items()}
         if found and found != expected:

@@ -78,7 +78,7 @@ def measure(
         reasons: by full name, why a weight was chosen or left out.
 
     Raises:
-        ConfigError: a parameter has no values (meta device), or see `find_weights`.
+        ConfigError: a parameter has no values (meta device), `profile` is of another model, or see `find_weights`.
     """
     parameters = dict(unwrap(model).named_parameters())
     for name, parameter in parameters.items():
@@ -88,6 +88,10 @@ def measure(
             )
     layers = []
     for weight in find_weights(model):
+        if profile is not None and weight.name not in profile.num_macs:
+            raise ConfigError(
+                f"profile: expected one of this model, got none of '{weight.name}'. Pass a copy of the model."
+            )
         numel = weight.tensor.numel()
         num_zeros = numel - int(torch.count_nonzero(whole(weight.tensor)))
         sparsity = num_zeros / max(numel, 1)

@@ -245,6 +245,9 @@ class Sparsifier:
         Args:
             model: another module with the same parameter names, such as an averaged copy; default the pruned
                 model.
+
+        Raises:
+            ConfigError: `model` has other names or shapes.
         """
         if model is None:
             reshard(self._model)
@@ -307,7 +310,7 @@ class Sparsifier:
         """Take over what `state_dict` returned, and zero the weights by the masks.
 
         Raises:
-            CheckpointError: the masks are of other weights than the chosen ones.
+            CheckpointError: the masks are of other weights than the chosen ones, or there are none.
         """
         reshard(self._model)
         self._masked.load_state_dict(state)
