@@ -273,8 +273,8 @@ def with_weight(weight):
     [
         (
             nn.ModuleDict({"bad": parametrizations.weight_norm(nn.Linear(4, 4))}),
-            "not a plain parameter (computed by a parametrization)",
-            "remove the parametrization",
+            "no parameter of the layer (a buffer, or computed by a parametrization or hook)",
+            "make it one",
         ),
         (tied(), "shared with embedding.weight", "give each module a weight of its own"),
         (

@@ -219,6 +219,15 @@ def test_quantised_tensors_are_refused():
         find_weights(layer)
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit")
+def test_scripted_layers_are_refused_and_norms_are_not():
+    model = nn.ModuleDict({"norm": torch.jit.script(nn.BatchNorm1d(4)), "fc": nn.Linear(4, 4)})
+    assert names(model) == ["fc.weight"]
+    model["stem"] = torch.jit.script(nn.Sequential(nn.Linear(4, 4)))
+    with pytest.raises(ConfigError, match=r"expected layers of Python, got the scripted or traced 'stem.0'"):
+        find_weights(model)
+
+
 @pytest.mark.filterwarnings("ignore")
 def test_quantised_layers_are_refused():
     import torch.ao.nn.quantized

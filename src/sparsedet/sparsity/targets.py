@@ -167,8 +167,8 @@ class Targets(ConfigModel):
         rules = (
             (
                 not weight.is_parameter,
-                "not a plain parameter (computed by a parametrization)",
-                "remove the parametrization",
+                "no parameter of the layer (a buffer, or computed by a parametrization or hook)",
+                "make it one",
             ),
             (bool(weight.others), f"shared with {', '.join(weight.others)}", "give each module a weight of its own"),
             (tensor.is_complex(), f"complex ({tensor.dtype})", "hold real and imaginary parts in two layers"),

@@ -80,7 +80,7 @@ class Weight:
 
     @property
     def is_parameter(self) -> bool:
-        """Whether the layer holds it as a plain parameter, not computed by a parametrization or hook."""
+        """Whether the layer holds it as a parameter, not as a buffer or computed by a parametrization or hook."""
         module, attribute = self.holders[0]
         return attribute in module._parameters
 
@@ -113,7 +113,7 @@ def find_weights(model: nn.Module) -> tuple[Weight, ...]:
     a.weight.data``), share one weight.
 
     Raises:
-        ConfigError: a weight has no shape yet (lazy), or is quantised or sparsely stored.
+        ConfigError: a weight has no shape yet (lazy), or is quantised, sparsely stored or part of a scripted module.
     """
     check_initialised(model)
     found: dict[Hashable, tuple[list[str], list[tuple[nn.Module, str]]]] = {}
@@ -121,6 +121,11 @@ def find_weights(model: nn.Module) -> tuple[Weight, ...]:
     for prefix, module in plain_modules(model):
         own = {name: value for name, value in module._parameters.items() if value is not None}
         parameters |= {prefix + name: value for name, value in own.items()}
+        if isinstance(module, torch.jit.ScriptModule) and any(value.ndim > 1 for value in own.values()):
+            raise ConfigError(  # it does not say which kind of layer it was
+                f"model: expected layers of Python, got the scripted or traced '{prefix.removesuffix('.')}'. Prune the "
+                "model before torch.jit."
+            )
         for attribute, weight in _weights(prefix, module):
             _check(prefix + attribute, weight)
             key = _identity(weight) if attribute in own else (id(module), attribute)

@@ -257,7 +257,7 @@ def _unserved(found: Mapping[str, Weight], pattern: NM, weights: Collection[str]
     reasons = {}
     for name, weight in found.items():
         if not weight.is_parameter:
-            reasons[name] = "not a plain parameter (computed by a parametrization)"
+            reasons[name] = "no parameter of the layer (a buffer, or computed by a parametrization or hook)"
         elif weight.others:
             reasons[name] = f"shared with {', '.join(weight.others)}"
         elif (rule := pattern.unserved_by(weight)) is not None:
