@@ -161,7 +161,7 @@ def check_initialised(model: nn.Module) -> None:
 
 def _held(module: nn.Module, attribute: str) -> object:
     """Return what `module` holds; a parametrization that computes it leaves no trace, as spectral norms would."""
-    parametrizations = getattr(module, "parametrizations", None)
+    parametrizations = module._modules.get("parametrizations")
     if not isinstance(parametrizations, nn.ModuleDict) or attribute not in parametrizations:
         return getattr(module, attribute, None)
     with in_eval_mode(parametrizations[attribute]):
