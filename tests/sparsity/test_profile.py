@@ -176,6 +176,34 @@ def test_a_layer_that_is_not_called_has_no_macs():
     assert profile_model(model, (torch.zeros(1, 4),)).num_macs == {"0.weight": 16, "unused.layer.weight": 0}
 
 
+def test_subclasses_may_take_and_return_anything_and_hold_several_matrices():
+    class Pair(nn.Linear):
+        def forward(self, x, scale):
+            return super().forward(x * scale), self.bias
+
+    class Wrapped(nn.Linear):
+        def forward(self, values):
+            return super().forward(values["x"])
+
+    class Experts(nn.Linear):
+        def forward(self, x):
+            return torch.einsum("ebi,eoi->ebo", x, self.weight)
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.wrapped, self.pair, self.experts = Wrapped(4, 4), Pair(4, 5), Experts(4, 5)
+            self.experts.weight = nn.Parameter(torch.randn(2, 6, 5))
+
+        def forward(self, x):
+            x, _ = self.pair(x=self.wrapped({"x": x}), scale=2.0)
+            return self.experts(x.reshape(2, -1, 5))
+
+    profile = profile_model(Net(), (torch.zeros(1, 8, 4),))  # 8 rows, of which each expert gets 4
+    assert profile.num_macs == {"wrapped.weight": 8 * 16, "pair.weight": 8 * 20, "experts.weight": 8 * 30}
+    assert profile.stride_groups == dict.fromkeys(profile.num_macs, 0)
+
+
 def test_inputs_may_be_given_by_keyword():
     class Keyword(nn.Module):
         def __init__(self):

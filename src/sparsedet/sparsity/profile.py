@@ -14,7 +14,7 @@ from torch.overrides import TorchFunctionMode
 
 from sparsedet.common.errors import ConfigError
 from sparsedet.sparsity.undisturbed import undisturbed
-from sparsedet.sparsity.weights import ATTENTION_PROJECTIONS, TRANSPOSED, Weight, find_weights, unwrap
+from sparsedet.sparsity.weights import ATTENTION_PROJECTIONS, TRANSPOSED, Weight, find_weights, num_dims, unwrap
 
 _FUNCTIONS: dict[Callable[..., Tensor], bool] = {
     functional.linear: False,
@@ -87,12 +87,14 @@ class _Recorder(TorchFunctionMode):
         """Multiply-accumulates of every weight, over the whole batch."""
         return {name: max(self._by_layers[name], self._by_functions[name]) for name in self._names.values()}
 
-    def record_layer(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
+    def record_layer(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: object) -> None:
         """Forward hook of a convolution or linear layer."""
         name, weight = self._names[id(module), "weight"], module.weight
         assert isinstance(weight, Tensor)
-        inputs: Tensor = args[0] if args else kwargs["input"]
-        self._record(self._by_layers, name, weight, inputs, output, isinstance(module, TRANSPOSED))
+        (inputs, *_) = (*args, *kwargs.values())
+        if isinstance(inputs, Tensor) and isinstance(output, Tensor):  # subclasses may take and return anything
+            num_spatial, is_transposed = num_dims(module) - 2, isinstance(module, TRANSPOSED)
+            self._record(self._by_layers, name, weight, inputs, output, num_spatial, is_transposed)
 
     def record_attention(
         self, module: nn.MultiheadAttention, args: tuple[Any, ...], kwargs: dict[str, Any], output: object
@@ -118,21 +120,29 @@ class _Recorder(TorchFunctionMode):
             inputs, weight = (args[i] if i < len(args) else kwargs[key] for i, key in enumerate(("input", "weight")))
             name = self._names_of_tensors.get(id(weight))
             if name is not None:
-                self._record(self._by_functions, name, weight, inputs, output, _FUNCTIONS[func])
+                self._record(self._by_functions, name, weight, inputs, output, weight.ndim - 2, _FUNCTIONS[func])
         return output
 
     def _record(
-        self, counts: Counter[str], name: str, weight: Tensor, inputs: Tensor, output: Tensor, is_transposed: bool
+        self,
+        counts: Counter[str],
+        name: str,
+        weight: Tensor,
+        inputs: Tensor,
+        output: Tensor,
+        num_spatial: int,
+        is_transposed: bool,
     ) -> None:
-        num_dims = weight.ndim - 2  # spatial ones; 0: linear
+        """Count a call of a convolution or, without spatial dimensions, of a linear layer."""
         if self.batch_size is None:
-            is_batched = inputs.ndim > (num_dims + 1 if num_dims else 1)
+            is_batched = inputs.ndim > (num_spatial + 1 if num_spatial else 1)
             self.batch_size = inputs.shape[0] if is_batched else 1
         # Every weight of an output channel is used once per output value (transposed: of an input channel,
         # input value).
-        counts[name] += (inputs if is_transposed else output).numel() * math.prod(weight.shape[1:])
-        if num_dims:
-            size = max(inputs.shape[-num_dims:])
+        filter_shape = weight.shape[1:] if num_spatial else weight.shape[-1:]  # subclasses may hold several matrices
+        counts[name] += (inputs if is_transposed else output).numel() * math.prod(filter_shape)
+        if num_spatial:
+            size = max(inputs.shape[-num_spatial:])
             self.network_input_size = self.network_input_size or size
             self.input_sizes[name] = max(size, self.input_sizes.get(name, 0))
 

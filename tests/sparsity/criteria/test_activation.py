@@ -194,6 +194,19 @@ def test_calibration_that_cannot_be_used_is_refused(batches, run, message):
         Sparsifier(model, config, calibration=Calibration(batches, run)).prune_(0)
 
 
+def test_a_layer_that_is_called_with_something_else_than_a_tensor_is_refused():
+    class Wrapped(nn.Linear):
+        def forward(self, values):
+            return super().forward(values["x"])
+
+    config = SparsityConfig(schedule=OneShot(sparsity=0.5), criterion=Activation())
+    calibration = Calibration([torch.ones(2, 4)], lambda model, batch: model({"x": batch}))
+    with pytest.raises(
+        ConfigError, match="called with a tensor, got dict for a Wrapped. Use 'magnitude', or add 'type:W"
+    ):
+        Sparsifier(Wrapped(4, 4), config, calibration=calibration).prune_(0)
+
+
 def test_without_calibration_the_criterion_is_refused():
     config = SparsityConfig(schedule=OneShot(sparsity=0.5), criterion=Activation())
     with pytest.raises(ConfigError, match="calibration: expected data, which the criterion 'activation' looks at"):

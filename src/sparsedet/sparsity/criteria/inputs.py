@@ -119,7 +119,12 @@ def check_finite(name: str, sums: Tensor) -> None:
 
 def _layer_hook(record: Callable[[int, Tensor], None]) -> Callable[..., None]:
     def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        inputs: Tensor = args[0] if args else kwargs["input"]
+        (inputs, *_) = (*args, *kwargs.values())
+        if not isinstance(inputs, Tensor):
+            raise ConfigError(
+                f"sparsity.criterion: expected layers that are called with a tensor, got {type(inputs).__name__} for a "
+                f"{type(module).__name__}. Use 'magnitude', or add 'type:{type(module).__name__}' to targets.exclude."
+            )
         for rows in _rows(module, _plain(inputs)):
             record(0, rows)
 
