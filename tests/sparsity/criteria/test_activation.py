@@ -201,9 +201,7 @@ def test_a_layer_that_is_called_with_something_else_than_a_tensor_is_refused():
 
     config = SparsityConfig(schedule=OneShot(sparsity=0.5), criterion=Activation())
     calibration = Calibration([torch.ones(2, 4)], lambda model, batch: model({"x": batch}))
-    with pytest.raises(
-        ConfigError, match="called with a tensor, got dict for a Wrapped. Use 'magnitude', or add 'type:W"
-    ):
+    with pytest.raises(ConfigError, match="called with a tensor, got dict for a Wrapped"):
         Sparsifier(Wrapped(4, 4), config, calibration=calibration).prune_(0)
 
 
