@@ -11,13 +11,17 @@ from sparsedet.sparsity import (
     ALLOCATIONS,
     NM,
     NM2D,
+    Activation,
     Block,
+    Calibration,
     Channel,
     Cubic,
     Dynamic,
+    Gradient,
     Lamp,
     LevelWise,
     Limit,
+    Obc,
     OneShot,
     Sparsifier,
     SparsityConfig,
@@ -180,6 +184,19 @@ def test_diverged_weights_are_refused_by_name(pattern, value, wide):
     with pytest.raises(SparseDetError, match=r"body.weight: expected finite weights, got inf or NaN"):
         sparsifier.prune_(0)
     assert torch.equal(wide.tower.weight, before)
+
+
+@pytest.mark.parametrize("criterion", [Activation(), Gradient(), Obc()])
+def test_diverged_weights_are_not_blamed_on_the_data(criterion):
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    model[0].weight.data[0, 0] = torch.nan
+    calibration = Calibration([torch.ones(2, 4)], lambda model, batch: model(batch), lambda m, b: m(b).square().mean())
+    config = SparsityConfig(schedule=OneShot(sparsity=0.5), criterion=criterion)
+    with pytest.raises(SparseDetError, match=r"0.weight: expected finite weights, got inf or NaN"):
+        Sparsifier(model, config, calibration=calibration).prune_(0)
+    if criterion != Obc():
+        with pytest.raises(SparseDetError, match=r"0.weight: expected finite weights, got inf or NaN"):
+            measure_sensitivity(model, lambda model: 1.0, criterion=criterion, calibration=calibration)
 
 
 @pytest.mark.parametrize("pattern", FREE[1:], ids=lambda pattern: pattern.label)

@@ -73,7 +73,6 @@ class MaskMaker:
             criterion, pattern, weights = self._config.criterion, self._config.pattern, self._masked.weights
             if isinstance(criterion, Obc):
                 assert self._calibration is not None
-                self._check_finite()
                 olds = {name: mask for name in weights if (mask := self._fixed(name)) is not None}
                 return criterion.prune_(self._model, tuple(weights.values()), counts, olds, pattern, self._calibration)
             keeps = {}
@@ -133,9 +132,9 @@ class MaskMaker:
         return scores
 
     def _check_finite(self) -> None:
-        for name in self._masked.weights:
-            if not whole(self._masked.tensor(name)).isfinite().all():
-                raise not_finite(name)
+        for weight in self._scored:
+            if not whole(weight.tensor).isfinite().all():
+                raise not_finite(weight.name)
 
     def _scores_of_kept(self, weight: Weight) -> NDArray[np.float32]:
         """Return the scores of all entries, flat; 0 where pruned."""
@@ -150,7 +149,8 @@ class MaskMaker:
     @contextmanager
     def _calibrated(self) -> Iterator[None]:
         """Have statistics of the model as it is now for the criterion, if it needs any."""
-        if self._calibration is not None:
+        if self._calibration is not None and self._config.criterion.needs_calibration:
+            self._check_finite()  # otherwise the data would be blamed
             self._statistics = self._config.criterion.statistics(self._model, self._scored, self._calibration)
         try:
             yield

@@ -80,6 +80,9 @@ def measure_sensitivity(
             f"criterion: expected one that leaves the other weights as they are, got '{criterion.type}'. "
             "Use 'magnitude'."
         )
+    for weight in chosen:
+        if not weight.tensor.isfinite().all():
+            raise not_finite(weight.name)
     statistics = {} if calibration is None else criterion.statistics(model, chosen, calibration)
     fingerprint = _fingerprint(chosen, criterion)
     found = SensitivityCurves.load(cache) if cache is not None and cache.exists() else None
@@ -96,8 +99,6 @@ def measure_sensitivity(
         for sparsity in sparsities:
             if all(point.target_sparsity != sparsity for point in result.curves[weight.name]):
                 scores = criterion.scores(weight.tensor, weight.name, statistics.get(weight.name)).cpu().contiguous()
-                if not scores.isfinite().all():
-                    raise not_finite(weight.name)
                 result.curves[weight.name].append(_measure(model, weight, sparsity, metric, scores))
                 if cache is not None:
                     write_json(cache, dump(result))
