@@ -36,12 +36,23 @@ def test_the_least_important_weights_go():
     assert torch.equal(model.weight, torch.tensor([[0.1, 0.0, 0.0, 3.0]]))  # 5.0 reads nothing
 
 
+class NormAndActivation(nn.BatchNorm2d):
+    """A norm that holds a module, as timm's BatchNormAct2d."""
+
+    def __init__(self, num_features):
+        super().__init__(num_features)
+        self.activation = nn.ReLU()
+
+    def forward(self, images):
+        return self.activation(super().forward(images))
+
+
 class WithLossInTraining(nn.Module):
     """As torchvision's detectors: the loss in training mode, outputs otherwise."""
 
     def __init__(self):
         super().__init__()
-        self.body = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Dropout(0.5))
+        self.body = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Dropout(0.5), NormAndActivation(4))
         self.frozen = nn.Conv2d(4, 4, 1).requires_grad_(False)
 
     def forward(self, images):

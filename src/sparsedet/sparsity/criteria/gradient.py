@@ -7,6 +7,8 @@ from typing import Any, ClassVar, Literal
 import torch
 from pydantic import Field
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.dropout import _DropoutNd
 
 from sparsedet.common.errors import ConfigError
 from sparsedet.sparsity.calibration import Calibration, call_on_batch, sum_of_counts
@@ -14,6 +16,10 @@ from sparsedet.sparsity.criteria.criterion import BaseCriterion
 from sparsedet.sparsity.distributed import is_sharded, sum_over_processes_
 from sparsedet.sparsity.undisturbed import undisturbed
 from sparsedet.sparsity.weights import Weight, unwrap
+
+
+_LAYERS = (_NormBase, _DropoutNd, nn.MultiheadAttention)
+"""What behaves in another way in training, and stays a layer where it holds modules: timm's BatchNormAct2d does."""
 
 
 class Gradient(BaseCriterion):
@@ -100,7 +106,7 @@ def _train_containers(model: nn.Module) -> None:
     """Put modules that hold others into training mode, where they give losses; layers stay in eval mode."""
     for module in model.modules():
         has_children = next(module.children(), None) is not None
-        module.training = has_children and not isinstance(module, nn.MultiheadAttention)
+        module.training = has_children and not isinstance(module, _LAYERS)
 
 
 def _gradients(loss: Any, tensors: Sequence[Tensor]) -> tuple[Tensor | None, ...]:
