@@ -17,7 +17,6 @@ from sparsedet.sparsity.distributed import is_sharded, sum_over_processes_
 from sparsedet.sparsity.undisturbed import undisturbed
 from sparsedet.sparsity.weights import Weight, unwrap
 
-
 _LAYERS = (_NormBase, _DropoutNd, nn.MultiheadAttention)
 """What behaves in another way in training, and stays a layer where it holds modules: timm's BatchNormAct2d does."""
 
