@@ -31,6 +31,10 @@ class Hooks:
         """Those that are attached."""
         return tuple(self._steps)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """What is copied or pickled together with its optimizers acts on their copies."""
+        return _attached, (self._masked, self.optimizers, bool(self._loads))
+
     def attach(self, optimizer: torch.optim.Optimizer) -> None:
         """Act on every step of `optimizer` and on the gradients that it uses; once, however often it is called."""
         masked = self._masked
@@ -39,7 +43,13 @@ class Hooks:
             if masked.keeps_values:
                 handles.append(optimizer.register_step_pre_hook(lambda *call: _before_step(masked, *call)))
             self._steps[optimizer] = handles
-        for name in (*masked.weights, *masked.followers):
+        self.watch_gradients()
+        self.watch_loading()
+
+    def watch_gradients(self) -> None:
+        """Act on the gradients of weights that have any by now, if an optimizer is attached; frozen ones have none."""
+        masked = self._masked
+        for name in (*masked.weights, *masked.followers) if self._steps else ():
             tensor = masked.tensor(name)
             if tensor not in self._gradients and tensor.requires_grad:
                 register: Any = tensor.register_post_accumulate_grad_hook
@@ -61,6 +71,15 @@ class Hooks:
         self._steps.clear()
         self._gradients.clear()
         self._loads = []
+
+
+def _attached(masked: MaskedTensors, optimizers: tuple[torch.optim.Optimizer, ...], loads: bool) -> Hooks:
+    hooks = Hooks(masked)
+    for optimizer in optimizers:
+        hooks.attach(optimizer)
+    if loads:
+        hooks.watch_loading()
+    return hooks
 
 
 def _before_step(

@@ -19,6 +19,7 @@ from sparsedet.sparsity.distributed import (
 )
 from sparsedet.sparsity.followers import Follower, named_tensors
 from sparsedet.sparsity.masks import Mask, merge_
+from sparsedet.sparsity.optimizers import clear_state_
 from sparsedet.sparsity.weights import Weight, find_weights
 
 
@@ -111,11 +112,11 @@ class MaskedTensors:
         if self.followers:
             others = named_tensors(model) | others
         for name, mask in self.masks.items():
-            found = tuple(others[name].shape) if name in others else None
-            if found != mask.bits.shape:
+            if name not in others or others[name].shape != mask.bits.shape:
+                got = f"the shape {tuple(others[name].shape)}" if name in others else "none"
                 raise ConfigError(
-                    f"model: expected the weights that are pruned, got {found or 'none'} instead of "
-                    f"{tuple(mask.bits.shape)} at '{name}'. Pass a copy of the pruned model."
+                    f"model: expected a weight '{name}' of shape {tuple(mask.bits.shape)} as in the pruned model, got "
+                    f"{got}. Pass a copy of that model, and not an object around it that adds to the names."
                 )
         for name, mask in self.masks.items():
             mask.apply_(others[name])
@@ -182,11 +183,7 @@ class MaskedTensors:
 
     def clear_state_(self, optimizer: torch.optim.Optimizer, places: Mapping[str, Mask]) -> None:
         """Zero momentum and the like except where `places` say that it stays."""
-        for name, mask in places.items():
-            parameter = self.tensor(name)
-            for value in optimizer.state.get(parameter, {}).values():
-                if isinstance(value, Tensor) and value.shape == parameter.shape and value.is_floating_point():
-                    mask.apply_(value)
+        clear_state_(optimizer, [(self.tensor(name), mask) for name, mask in places.items()])
 
     def state_dict(self) -> dict[str, Any]:
         """Return masks and, where they are needed to go on, pruned values and gradients (not copies).

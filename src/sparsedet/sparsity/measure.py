@@ -78,7 +78,8 @@ def measure(
         reasons: by full name, why a weight was chosen or left out.
 
     Raises:
-        ConfigError: a parameter has no values (meta device), `profile` is of another model, or see `find_weights`.
+        ConfigError: a parameter has no values (meta device), `chosen` or `profile` are of other weights, or see
+            `find_weights`.
     """
     parameters = dict(unwrap(model).named_parameters())
     for name, parameter in parameters.items():
@@ -87,11 +88,14 @@ def measure(
                 f"model: expected parameters with values, got '{name}' on the meta device. Move the model to a device."
             )
     layers = []
-    for weight in find_weights(model):
-        if profile is not None and weight.name not in profile.num_macs:
-            raise ConfigError(
-                f"profile: expected one of this model, got none of '{weight.name}'. Pass a copy of the model."
-            )
+    weights = find_weights(model)
+    names = {weight.name for weight in weights}
+    if unknown := ({*(chosen or ())} - names) | (names ^ profile.num_macs.keys() if profile else set()):
+        raise ConfigError(
+            f"model: expected the weights of the model that was pruned, got another one, by '{min(unknown)}'. "
+            "Pass a copy of that model, and not an object around it that adds to the names."
+        )
+    for weight in weights:
         numel = weight.tensor.numel()
         num_zeros = numel - int(torch.count_nonzero(whole(weight.tensor)))
         sparsity = num_zeros / max(numel, 1)

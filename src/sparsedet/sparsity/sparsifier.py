@@ -17,6 +17,7 @@ from sparsedet.sparsity.hooks import Hooks
 from sparsedet.sparsity.mask_maker import MaskMaker
 from sparsedet.sparsity.masked import MaskedTensors
 from sparsedet.sparsity.measure import Measurement, measure
+from sparsedet.sparsity.optimizers import stepping
 from sparsedet.sparsity.patterns import NM
 from sparsedet.sparsity.permutation import PermutationReport, check_fresh, permute_channels
 from sparsedet.sparsity.predictions import find_predictions
@@ -126,6 +127,7 @@ class Sparsifier:
         Returns:
             Whether new masks were made.
         """
+        self._hooks.watch_gradients()
         schedule, interval = self.config.schedule, self.config.update_interval
         change = schedule.change(step, total_steps, interval)
         is_new = False
@@ -247,7 +249,7 @@ class Sparsifier:
                 model.
 
         Raises:
-            ConfigError: `model` has other names or shapes.
+            ConfigError: it lacks a pruned weight, or has one of another shape.
         """
         if model is None:
             reshard(self._model)
@@ -259,6 +261,9 @@ class Sparsifier:
         Args:
             model: another module with the same parameter names, such as an averaged copy; default the pruned
                 model.
+
+        Raises:
+            ConfigError: it has other weights.
         """
         reasons = {row.name: row.reason for row in self.selection}
         return measure(self._model if model is None else model, self._chosen, self.profile, reasons)
@@ -280,9 +285,13 @@ class Sparsifier:
         from the beginning of its step to the end, so that weight decay, and nothing else, moves the pruned ones; in
         every forward pass they are zero. It costs one more copy of the chosen weights.
 
+        Args:
+            optimizer: any of torch, or the wrapper of Accelerate around one.
+
         Raises:
-            ConfigError: the optimizer holds none of the chosen weights.
+            ConfigError: it is no such optimizer, or holds none of the chosen weights.
         """
+        optimizer = stepping(optimizer)
         reshard(self._model)
         held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
         if not any(id(weight.tensor) in held for weight in self._chosen.values()):

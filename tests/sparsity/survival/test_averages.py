@@ -4,9 +4,11 @@ import io
 
 import pytest
 import torch
+from torch import nn
 from torch.optim.swa_utils import SWALR, AveragedModel, get_ema_multi_avg_fn, update_bn
 
-from sparsedet.sparsity import LevelWise, Sparsifier, SparsityConfig
+from sparsedet.common.errors import ConfigError
+from sparsedet.sparsity import LevelWise, OneShot, Sparsifier, SparsityConfig
 
 LEVELS = SparsityConfig(schedule=LevelWise(levels=(0.3, 0.7)))
 AVERAGES = {
@@ -56,3 +58,29 @@ def test_an_average_made_of_sparse_weights_stays_so(net, loss, holds):
         optimizer.step()
         average.update_parameters(net)
     holds(sparsifier.masks, average.module)
+
+
+class Holder(nn.Module):
+    """An average as other libraries keep it."""
+
+    def __init__(self, module):
+        super().__init__()
+        self.module = module
+
+
+def test_a_model_of_other_names_or_shapes_is_refused(net, fresh_net):
+    sparsifier = Sparsifier(net, SparsityConfig(schedule=OneShot(sparsity=0.5)))
+    sparsifier.prune_(0)
+    wide = fresh_net()
+    wide[3] = nn.Conv2d(8, 16, 1)
+    before = wide[0].weight.clone()
+    for other, message in (
+        (Holder(fresh_net()), "'0.weight' of .* got none"),
+        (wide, r"'3.weight' .*got.*16, 8, 1, 1"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            sparsifier.apply_(other)
+    assert torch.equal(wide[0].weight, before)
+    with pytest.raises(ConfigError, match=r"by '0\.weight'"):
+        sparsifier.measure(Holder(net))
+    sparsifier.apply_(Holder(net).module)

@@ -128,6 +128,26 @@ def test_model_and_optimizer_copied_together_go_on_with_a_sparsifier_of_their_ow
     assert all(torch.equal(mask.view(torch.int8), before[name]) for name, mask in state["masks"].items())
 
 
+@pytest.mark.parametrize("way", COPIES)
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0)])
+def test_model_optimizer_and_sparsifier_copied_together(way, order, pruned, fresh_net, steps, holds):
+    net, optimizer, sparsifier = pruned
+    copies = dict(zip(order, COPIES[way](tuple(pruned[index] for index in order)), strict=True))
+    twin, twins_optimizer, twins = copies[0], copies[1], copies[2]
+    for model, its_optimizer, its_sparsifier in ((net, optimizer, sparsifier), (twin, twins_optimizer, twins)):
+        with torch.no_grad():
+            model[5].weight.add_(1.0)
+        steps(model, its_optimizer)
+        holds(sparsifier.masks, model)
+        assert its_sparsifier.level == sparsifier.level
+        model.load_state_dict(fresh_net().state_dict())
+        holds(sparsifier.masks, model)
+    twins.detach()
+    twins.attach(twins_optimizer)
+    twin.load_state_dict(fresh_net().state_dict())
+    holds(sparsifier.masks, twin)
+
+
 def test_a_copied_optimizer_alone_trains_no_parameter_of_the_model(pruned, steps, holds):
     net, optimizer, sparsifier = pruned
     twin = copy.deepcopy(optimizer)

@@ -4,10 +4,11 @@ import math
 
 import pytest
 import torch
+from accelerate import Accelerator
 from torch import nn
 
 from sparsedet.common.errors import ConfigError
-from sparsedet.sparsity import LevelWise, OneShot, Sparsifier, SparsityConfig, Uniform
+from sparsedet.sparsity import LevelWise, OneShot, Sparsifier, SparsityConfig, Targets, Uniform
 
 OPTIMIZERS = {
     "sgd": lambda p: torch.optim.SGD(p, lr=0.1),
@@ -148,6 +149,98 @@ def test_new_masks_clear_the_state_of_the_optimizer():
         assert is_plus_zero(after[key])[~mask].all()
         assert torch.equal(after[key][mask], before[key][mask])
     assert torch.equal(after["step"], before["step"])
+
+
+def test_new_masks_let_lbfgs_begin_anew():
+    model = tiny()
+    optimizer = torch.optim.LBFGS(model.parameters(), lr=0.1, max_iter=3)
+    sparsifier = Sparsifier(model, SparsityConfig(schedule=LevelWise(levels=(0.5, 0.9))))
+    sparsifier.attach(optimizer)
+    num_dense = 0
+
+    def closure():
+        nonlocal num_dense
+        masks = zip((model[0].weight, model[4].weight), sparsifier.masks.values(), strict=True)
+        num_dense += sum(int(weight[~mask].count_nonzero()) for weight, mask in masks)
+        optimizer.zero_grad()
+        loss = loss_of(model, 0)
+        loss.backward()
+        return loss
+
+    for step in range(6):
+        sparsifier.before_step(step, 6)
+        optimizer.step(closure)
+    assert num_dense == 0  # what it remembered of pruned entries would move them within a step
+    (memory,) = optimizer.state.values()
+    assert len(memory["old_dirs"]) > 1
+    count = memory["n_iter"]
+    sparsifier.attach(optimizer)  # nothing new is pruned: nothing is forgotten
+    assert memory["n_iter"] == count
+
+
+def test_the_state_inside_a_zero_redundancy_optimizer_is_cleared():
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    try:
+        from torch.distributed.optim import ZeroRedundancyOptimizer
+
+        model = tiny()
+        optimizer = ZeroRedundancyOptimizer(model.parameters(), torch.optim.AdamW, lr=0.01)
+        sparsifier = Sparsifier(model, SparsityConfig(schedule=OneShot(sparsity=0.8)))
+        sparsifier.attach(optimizer)
+        loss_of(model, 0).backward()
+        optimizer.step()
+        sparsifier.prune_(0)
+        moments = optimizer.optim.state[model[0].weight]
+        assert is_plus_zero(moments["exp_avg"])[~sparsifier.masks["0.weight"]].all()
+        assert moments["exp_avg"].any()
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def test_the_wrapper_of_accelerate():
+    model = tiny()
+    accelerator = Accelerator(cpu=True)
+    model, optimizer = accelerator.prepare(model, torch.optim.AdamW(model.parameters(), lr=0.1))
+    sparsifier = Sparsifier(model, SparsityConfig(schedule=LevelWise(levels=(0.5, 0.9))))
+    sparsifier.attach(optimizer)
+    for step in range(4):
+        sparsifier.before_step(step, 4)
+        optimizer.zero_grad()
+        accelerator.backward(loss_of(model, step))
+        optimizer.step()
+        assert is_plus_zero(model[4].weight)[~sparsifier.masks["4.weight"]].all()
+    assert is_plus_zero(optimizer.state[model[4].weight]["exp_avg"])[~sparsifier.masks["4.weight"]].all()
+
+
+class Lookahead(torch.optim.Optimizer):
+    """As many do it: a wrapper that shares what the optimizer inside it has."""
+
+    def __init__(self, inner):
+        self.inner, self.param_groups = inner, inner.param_groups
+
+
+@pytest.mark.parametrize("make", [lambda p: Lookahead(torch.optim.SGD(p, lr=0.1)), list])
+def test_what_hides_the_steps_of_an_optimizer_is_refused(make):
+    model = tiny()
+    sparsifier = Sparsifier(model, SparsityConfig(schedule=OneShot(sparsity=0.9)))
+    with pytest.raises(ConfigError, match=r"expected an optimizer of torch, got (Lookahead|list)\. .* call apply_"):
+        sparsifier.attach(make(model.parameters()))
+
+
+def test_a_weight_that_is_thawed_later_has_no_gradient_where_it_is_pruned():
+    model = tiny()
+    model[0].weight.requires_grad_(False)
+    config = SparsityConfig(targets=Targets(include_frozen=True), schedule=OneShot(sparsity=0.9))
+    sparsifier = Sparsifier(model, config)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    sparsifier.attach(optimizer)
+    sparsifier.before_step(0, 2)
+    model[0].weight.requires_grad_(True)
+    sparsifier.before_step(1, 2)
+    loss_of(model, 0).backward()
+    mask = sparsifier.masks["0.weight"]
+    assert not model[0].weight.grad[~mask].any()
+    assert model[0].weight.grad[mask].any()
 
 
 def test_attach_is_idempotent_and_serves_a_new_optimizer():
