@@ -67,26 +67,25 @@ def test_safetensors_of_other_programs_start_a_run(
 
 
 @pytest.mark.parametrize(
-    "change",
+    ("change", "reason"),
     [
-        {"recipe": 3},
-        {"categories": [["3", "bright"]]},
-        {"level": -1},
-        {"num_pruned": {"head.gone.weight": 1}},
-        {"sparsity": 2.0},
-        {"run": "rm"},
+        ({"recipe": 3}, "recipe: Input should be an object"),
+        ({"categories": [["3", "bright"]]}, r"categories\.0\.0: Input should be a valid integer"),
+        ({"level": -1}, "level: Input should be greater than or equal to 0"),
+        ({"num_pruned": {"head.gone.weight": 1}}, "no tensor 'head.gone.weight'"),
+        ({"sparsity": 2.0}, "sparsity: Input should be less than or equal to 1"),
+        ({"run": "rm"}, "run: Extra inputs are not permitted"),
     ],
 )
-def test_metadata_of_another_content_are_refused(change, save_pruned, tmp_path):
+def test_metadata_of_another_content_are_refused(change, reason, save_pruned, tmp_path):
     save_pruned(tmp_path / "c.pt", LEVELS)
     path = tmp_path / "w.safetensors"
     write(tmp_path / "c.pt", path)
     with safe_open(path, "pt") as file:
         info = json.loads(file.metadata()["sparsedet"])["info"]
     save_compact(path, read_any(path)["model"], info=info | change)
-    with pytest.raises(
-        CheckpointError, match=r"expected what sparsedet says of a detector in the metadata, got someth"
-    ):
+    message = rf"expected what sparsedet says of a detector in the metadata, got something else \({reason}"
+    with pytest.raises(CheckpointError, match=message):
         open_checkpoint(path)
 
 

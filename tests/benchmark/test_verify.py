@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from sparsedet.benchmark.compact import read_any, write_compact
-from sparsedet.benchmark.verify import assess_file, verify_file
+from sparsedet.benchmark.verify import assess_file, engine_command, verify_file
 from sparsedet.common.checkpoint import load_checkpoint
 from sparsedet.common.errors import CheckpointError
 from sparsedet.export import export_onnx
@@ -247,6 +247,43 @@ def test_onnx_copies_count_once_and_dead_channels_are_told(checkpoint, tmp_path)
     assert result.notes[0].startswith(f"{name}: 1 output channels are zero in the file only")
     assert result.notes[1] == "1 of 2 tensors are copies of a weight, which is counted once"
     assert [line.partition(":")[0] for line in result.summary[1:3]] == ["note", "note"]
+
+
+def test_the_command_for_an_engine_has_the_sizes_of_the_json_file(tmp_path):
+    dims = [{0: "batch", 2: "height", 3: "width"}]
+    export_onnx(torch.nn.Conv2d(3, 4, 1), (torch.zeros(1, 3, 4, 4),), tmp_path / "n.onnx", dynamic_dims=dims)
+    path, sidecar = tmp_path / "n.onnx", tmp_path / "n.json"
+    for text in (None, "{", '{"macs": {"input_shape": [1, 3, -1, 1]}}', '{"macs": 3}'):
+        if text is not None:
+            sidecar.write_text(text)
+        assert ":1x3xHEIGHTxWIDTH " in engine_command(path)
+    sidecar.write_text('{"macs": {"input_shape": [2, 3, 96, 128]}}')
+    assert ":1x3x96x128 " in engine_command(path)
+    assert "--shapes" not in engine_command(tmp_path / "n.pt")
+
+
+def test_onnx_without_weights_is_refused_and_others_are_named(tmp_path):
+    class Scaled(torch.nn.Module):
+        def __init__(self, with_conv):
+            super().__init__()
+            self.table = torch.nn.Embedding(40, 8)
+            self.layer = torch.nn.Linear(8, 4) if with_conv else torch.nn.Identity()
+
+        def forward(self, x):
+            return self.layer(self.table(x))
+
+    path = tmp_path / "e.onnx"
+    inputs = (torch.zeros(1, 3, dtype=torch.int64),)
+    export_onnx(Scaled(True), inputs, path)
+    (note,) = verify_file(path).notes
+    assert note == (
+        "1 tensors are not counted, since no convolution, linear layer or product of matrices reads them as they are: "
+        "table.weight"
+    )
+    export_onnx(Scaled(False), inputs, path)
+    for look in (verify_file, assess_file):
+        with pytest.raises(CheckpointError, match=r"expected weights of convolutions, .*, got none"):
+            look(path)
 
 
 def test_onnx_says_which_convolutions_are_grouped(tmp_path):

@@ -82,7 +82,8 @@ def test_what_tensorrt_can_do_is_said(sparsedet, tmp_path, monkeypatch):
         "not 2:4: 1 of 3 layers",
     ]
     assert lines[7].startswith("no speed is claimed; nothing was run")
-    assert lines[8].startswith("trtexec --onnx=net.onnx ")
+    assert lines[8].startswith("the command is for its export")
+    assert lines[9].startswith("trtexec --onnx=net.onnx ")
     picked = "[I] [TRT] (Sparsity) TRT inference plan picked sparse implementation for layers:"
     (tmp_path / "log").write_text(f"[I] [TRT] (Sparsity) Layers eligible for sparse math: a, b\n{picked} b\n")
     done = sparsedet("tensorrt", "net.pt", "--log", "log")
@@ -90,4 +91,4 @@ def test_what_tensorrt_can_do_is_said(sparsedet, tmp_path, monkeypatch):
     result = json.loads(sparsedet("tensorrt", "net.pt", "--log", "log", "--json").stdout)
     assert [layer["state"] for layer in result["layers"]] == ["large", "valid", "no"]
     assert result["log"] == {"eligible": ["a", "b"], "picked": ["b"]}
-    assert result["command"] == lines[8]
+    assert result["command"] == lines[9]

@@ -319,3 +319,35 @@ def test_groups_that_do_not_divide_the_channels_are_refused(write, groups):
     node = helper.make_node("ConvTranspose", ["x", "w"], ["y"], group=groups)
     with pytest.raises(CheckpointError, match=r"expected a valid ONNX graph, got"):
         audit_onnx(write([node], {"w": pruned(4, 2, 1, 1)}))
+
+
+@pytest.mark.parametrize("is_passed", [True, False])
+def test_weights_of_functions_are_counted(write, is_passed):
+    weight = pruned(6, 4, 1, 1)
+    inside = (
+        [] if is_passed else [helper.make_node("Constant", [], ["k"], value=numpy_helper.from_array(weight.numpy()))]
+    )
+    opset = [helper.make_opsetid("", 18)]
+    names = ["x", "k"] if is_passed else ["x"]
+    function = helper.make_function("own", "F", names, ["y"], [*inside, conv("k")], opset)
+    path = write([helper.make_node("F", ["x", "w"][: len(names)], ["y"], domain="own")], {"w": weight.numpy()})
+    model = onnx.load(path)
+    model.functions.append(function)
+    model.opset_import.append(helper.make_opsetid("own", 1))
+    path.write_bytes(model.SerializeToString())
+    assert audit_onnx(path, {"conv": weight}).faults == ()
+    lost = weight.clone()
+    lost[:, 2:] = 0
+    assert audit_onnx(path, {"conv": lost}).faults
+
+
+def test_weights_that_are_not_counted_are_named(write):
+    weights = {name: np.ones((16, 16), np.float32) for name in ("table", "second", "w")}
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["a"]),
+        helper.make_node("Mul", ["table", "second"], ["t"]),  # a weight that is computed
+        helper.make_node("MatMul", ["a", "t"], ["y"]),
+    ]
+    audit = audit_onnx(write(nodes, {**weights, "anchors": np.ones((3, 4), np.float32)}))
+    assert [tensor.name for tensor in audit.tensors] == ["w"]
+    assert audit.others == ("second", "table")

@@ -177,3 +177,22 @@ def test_garbage_is_refused(save):
             read_onnx(save(bytes(damaged)))
         except CheckpointError:
             continue
+
+
+def test_functions_that_make_far_more_of_a_file_are_refused(save):
+    """Twenty-five functions, each of which calls the next one twice."""
+    model, opsets = model_of(weight()), [helper.make_opsetid("", 18), helper.make_opsetid("own", 1)]
+    for index in range(25):
+        names = [("a", "t"), ("t", "b")]
+        nodes = [helper.make_node(f"F{index + 1}", [x], [y], domain="own") for x, y in names]
+        nodes = nodes if index < 24 else [helper.make_node("Relu", ["a"], ["b"])]
+        model.functions.append(helper.make_function("own", f"F{index}", ["a"], ["b"], nodes, opsets))
+    model.opset_import.append(opsets[1])
+    model.graph.node.append(helper.make_node("F0", ["y"], ["z"], domain="own"))
+    with pytest.raises(
+        CheckpointError, match=r"expected functions that can be put where they are called, got \d{9,} bytes"
+    ):
+        read_onnx(save(model))
+    del model.functions[:-1]
+    model.graph.node[-1].op_type = "F24"
+    assert [node.op_type for node in read_onnx(save(model)).graph.node] == ["Gemm", "Relu"]

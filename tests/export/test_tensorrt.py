@@ -1,10 +1,11 @@
+import shlex
 from pathlib import Path
 
 import pytest
 
 from sparsedet.common.errors import ConfigError
 from sparsedet.export.counting import TensorCount
-from sparsedet.export.tensorrt import assess, read_build_log, trtexec_command
+from sparsedet.export.tensorrt import assess, input_shapes, read_build_log, trtexec_command
 
 LOG = """\
 [08/05/2024-12:06:50] [I] [TRT] Detected 1 inputs and 2 output network tensors.
@@ -47,6 +48,29 @@ def test_the_command():
     assert trtexec_command(Path("run/net.onnx")) == (
         "trtexec --onnx=run/net.onnx --saveEngine=run/net.engine --fp16 --sparsity=enable --verbose"
     )
+
+
+def test_the_command_for_a_path_with_blanks():
+    words = shlex.split(trtexec_command(Path("my run/net.onnx"), {"x": (1, 3, "HEIGHT", 8), "n": (1, 2)}))
+    assert words[1:4] == ["--onnx=my run/net.onnx", "--saveEngine=my run/net.engine", "--shapes=x:1x3xHEIGHTx8,n:1x2"]
+
+
+@pytest.mark.parametrize(
+    ("dims", "image_shape", "expected"),
+    [
+        (["batch", 3, "height", "width"], (2, 3, 96, 128), {"x": (1, 3, 96, 128), "n": (1, 2)}),
+        (["batch", 3, "height", None], None, {"x": (1, 3, "HEIGHT", "SIZE3"), "n": (1, 2)}),
+        (["batch", 3, 64, 64], (2, 3, 96, 128), {"x": (1, 3, 64, 64), "n": (1, 2)}),
+    ],
+)
+def test_sizes_of_inputs_that_may_vary(dims, image_shape, expected):
+    helper = pytest.importorskip("onnx").helper
+    sizes = {"x": dims, "n": ["batch", 2], "w": [4, 4]}
+    inputs = [helper.make_tensor_value_info(name, 1, shape) for name, shape in sizes.items()]
+    weight = helper.make_tensor("w", 1, [4, 4], [0.0] * 16)
+    assert input_shapes(helper.make_graph([], "g", inputs, [], [weight]), image_shape) == expected
+    fixed = helper.make_graph([], "g", [helper.make_tensor_value_info("x", 1, [1, 3, 8, 8])], [])
+    assert input_shapes(fixed, None) == {}
 
 
 def test_a_build_log(tmp_path):

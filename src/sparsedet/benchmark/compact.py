@@ -88,9 +88,13 @@ def read_any(path: Path) -> Any:
         origin = Origin.model_validate_json(json.dumps(file.info), strict=True)
         masks = {name: file.state[name] != 0 for name in origin.num_pruned}
     except (ValidationError, KeyError) as error:
+        reason = f"no tensor {error}"
+        if isinstance(error, ValidationError):
+            fault = error.errors(include_url=False)[0]
+            reason = f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}"
         raise CheckpointError(
-            f"{path}: expected what sparsedet says of a detector in the metadata, got something else "
-            f"({str(error).splitlines()[-1].strip()}). Write the file again from its checkpoint."
+            f"{path}: expected what sparsedet says of a detector in the metadata, got something else ({reason}). "
+            "Write the file again from its checkpoint."
         ) from error
     return {
         "format": FORMAT,

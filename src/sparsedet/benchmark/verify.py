@@ -13,14 +13,18 @@ from sparsedet.benchmark.compact import read_any
 from sparsedet.benchmark.onnx_export import expected_weights
 from sparsedet.benchmark.upstream.checkpoint import state_dict_of
 from sparsedet.common.checkpoint import is_sparsedet
-from sparsedet.common.errors import CheckpointError
+from sparsedet.common.document import parse_json
+from sparsedet.common.errors import CheckpointError, ConfigError
 from sparsedet.export.counting import TensorCount, count_tensor
-from sparsedet.export.onnx_audit import audit_graph, audit_onnx
+from sparsedet.export.onnx_audit import OnnxAudit, audit_graph, audit_onnx
 from sparsedet.export.onnx_file import SUFFIX as ONNX_SUFFIX
 from sparsedet.export.onnx_file import read_onnx
-from sparsedet.export.tensorrt import Readiness, assess, onnx_groups
+from sparsedet.export.tensorrt import Readiness, assess, input_shapes, onnx_groups, trtexec_command
 from sparsedet.sparsity import check_n_m
 from sparsedet.sparsity.weights import find_weights
+
+MAX_SIDECAR_BYTES = 2**24
+MAX_NAMES = 5
 
 
 @dataclass(frozen=True)
@@ -141,6 +145,7 @@ def _verification(
 
 def _verify_onnx(path: Path, original: SavedDetector | None) -> Verification:
     audit = audit_onnx(path, None if original is None else expected_weights(original))
+    _require_weights(path, audit)
     agrees = {copy: found.num_lost == 0 for found in audit.weights for copy in found.copies}
     notes = [
         f"{found.name}: {found.num_dead} output channels are zero in the file only, as a batch norm makes them that "
@@ -150,7 +155,20 @@ def _verify_onnx(path: Path, original: SavedDetector | None) -> Verification:
     ]
     if num_copies := len(audit.tensors) - len(audit.distinct):
         notes.append(f"{num_copies} of {len(audit.tensors)} tensors are copies of a weight, which is counted once")
+    if audit.others:
+        notes.append(
+            f"{len(audit.others)} tensors are not counted, since no convolution, linear layer or product of matrices "
+            f"reads them as they are: {', '.join(audit.others[:MAX_NAMES])}" + ("…" if audit.others[MAX_NAMES:] else "")
+        )
     return _verification(path, audit.tensors, agrees, audit.faults, None, original, audit.distinct, notes)
+
+
+def _require_weights(path: Path, audit: OnnxAudit) -> None:
+    if not audit.tensors:
+        raise CheckpointError(
+            f"{path}: expected weights of convolutions, linear layers or products of matrices, got none. "
+            "Check the path."
+        )
 
 
 def assess_file(path: Path) -> tuple[Readiness, ...]:
@@ -165,9 +183,37 @@ def assess_file(path: Path) -> tuple[Readiness, ...]:
     """
     if path.suffix == ONNX_SUFFIX:
         graph = read_onnx(path).graph
-        return assess(audit_graph(path, graph).tensors, onnx_groups(graph))
+        audit = audit_graph(path, graph)
+        _require_weights(path, audit)
+        return assess(audit.tensors, onnx_groups(graph))
     content = _read(path)
     return assess(content.counts, content.groups)
+
+
+def engine_command(path: Path) -> str:
+    """Return the command that builds TensorRT's engine of an ONNX file, or of the one that a file is exported to.
+
+    Inputs of any size get that of the JSON file that `sparsedet export` wrote beside it.
+
+    Raises:
+        CheckpointError: the file cannot be read.
+        MissingExtraError: it is an ONNX file and onnx is not installed.
+    """
+    if path.suffix != ONNX_SUFFIX:
+        return trtexec_command(path.with_suffix(ONNX_SUFFIX))
+    return trtexec_command(path, input_shapes(read_onnx(path).graph, _image_shape(path.with_suffix(".json"))))
+
+
+def _image_shape(sidecar: Path) -> tuple[int, ...] | None:
+    """Return the shape of images that a JSON file of `sparsedet export` names; None if it is no such file."""
+    try:
+        with sidecar.open("rb") as stream:
+            text = stream.read(MAX_SIDECAR_BYTES).decode()
+        shape = parse_json(text, str(sidecar)).data["macs"]["input_shape"]
+    except (OSError, UnicodeDecodeError, ConfigError, KeyError, TypeError):
+        return None
+    is_shape = isinstance(shape, list) and len(shape) == 4 and all(type(size) is int and size > 0 for size in shape)
+    return tuple(shape) if is_shape else None
 
 
 def _read(path: Path) -> _Content:

@@ -70,12 +70,12 @@ def tensorrt(
     as_json: Json = False,
 ) -> None:
     """Say which layers TensorRT's 2:4 kernels can serve, which are large enough to profit, and how to build it."""
-    from sparsedet.benchmark.verify import assess_file
-    from sparsedet.export.tensorrt import CLAIM, read_build_log, trtexec_command
+    from sparsedet.benchmark.verify import assess_file, engine_command
+    from sparsedet.export.tensorrt import CLAIM, read_build_log
 
     layers = assess_file(file)
     build = None if log is None else read_build_log(log)
-    command = trtexec_command(file.with_suffix(".onnx"))
+    command = engine_command(file)
     if as_json:
         rows = [dataclasses.asdict(layer) for layer in layers]
         built = None if build is None else dataclasses.asdict(build)
@@ -88,6 +88,8 @@ def tensorrt(
         print(f"TensorRT found {len(build.eligible)} layers eligible, and runs a sparse kernel in {len(build.picked)}:")
         print("  " + ("; ".join(build.picked) or "none"))
     print(f"no speed is claimed; {CLAIM}")
+    if file.suffix != ".onnx":
+        print("the command is for its export; for the sizes of the inputs give that file to sparsedet tensorrt:")
     print(command)
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from sparsedet.common.errors import CheckpointError
 from sparsedet.export.counting import TensorCount, count_tensor
 from sparsedet.export.onnx_file import read_onnx
-from sparsedet.export.onnx_weights import StoredWeight, by_output, stored_weights
+from sparsedet.export.onnx_weights import StoredWeight, by_output, other_tensors, stored_weights
 
 Array = NDArray[Any]
 
@@ -65,12 +65,14 @@ class OnnxAudit:
             is used several times may have one for each use.
         weights: those of the model it was compared with; empty without one.
         faults: what is not as in the model; empty when all holds.
+        others: names of large tensors of floats that no such layer reads as they are, and that are not counted.
     """
 
     tensors: tuple[TensorCount, ...]
     distinct: tuple[TensorCount, ...]
     weights: tuple[FoundWeight, ...] = ()
     faults: tuple[str, ...] = ()
+    others: tuple[str, ...] = ()
 
     @property
     def measured_sparsity(self) -> float:
@@ -102,9 +104,11 @@ def audit_graph(path: Path, graph: Any, expected: Mapping[str, Tensor] | None = 
     except (ValueError, IndexError, TypeError) as error:  # attributes that do not fit the shapes
         raise CheckpointError(f"{path}: expected a valid ONNX graph, got '{error}'. Export it again.") from error
     distinct = tuple(tensors[index] for index in _distinct(stored))
+    others = other_tensors(graph, {weight.name for weight in stored})
     if expected is None:
-        return OnnxAudit(tensors, distinct)
-    return OnnxAudit(tensors, distinct, *_find_all({name: _array(weight) for name, weight in expected.items()}, stored))
+        return OnnxAudit(tensors, distinct, others=others)
+    found, faults = _find_all({name: _array(weight) for name, weight in expected.items()}, stored)
+    return OnnxAudit(tensors, distinct, found, faults, others)
 
 
 def _array(weight: Tensor) -> Array:

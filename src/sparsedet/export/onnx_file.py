@@ -2,7 +2,7 @@
 
 import importlib
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -11,6 +11,7 @@ from sparsedet.common.errors import CheckpointError, ConfigError, MissingExtraEr
 from sparsedet.common.files import write_atomically
 
 MAX_BYTES = 2**31 - 1  # what protobuf can hold in one file
+MAX_CALLED_BYTES, MAX_CALLED_RATIO = 2**26, 16  # functions may not fill more than this and this many times the file
 SUFFIX = ".onnx"
 
 _COMPLEX = (14, 15)
@@ -55,11 +56,12 @@ def read_onnx(path: Path) -> Any:
     """Read an ONNX file whose weights are inside it; nothing else is opened, nothing is executed.
 
     Returns:
-        An `onnx.ModelProto` in which every tensor has as many values as its shape says.
+        An `onnx.ModelProto` in which every tensor has as many values as its shape says, and functions stand where they
+        were called.
 
     Raises:
-        CheckpointError: the file is missing or damaged, keeps weights in other files or in sparse form, or a
-            tensor in it is not as long as its shape says.
+        CheckpointError: the file is missing or damaged, keeps weights in other files or in sparse form, a tensor in it
+            is not as long as its shape says, or its functions make far more of it than it is.
         MissingExtraError: onnx is not installed.
     """
     onnx = require_onnx()
@@ -88,7 +90,7 @@ def read_onnx(path: Path) -> Any:
     except (onnx.checker.ValidationError, ValueError) as error:  # the latter: names that are no text
         reason = str(error).split("\n")[0]
         raise CheckpointError(f"{path}: expected a valid ONNX graph, got '{reason}'. Export it again.") from error
-    return model
+    return _inlined(path, model) if model.functions else model
 
 
 def write_onnx(path: Path, model: Any) -> None:
@@ -112,6 +114,40 @@ def check_size(num_bytes: int) -> None:
         )
 
 
+def _inlined(path: Path, model: Any) -> Any:
+    """Put the functions of a model where they are called, unless that makes far more of it than it is."""
+    functions = {(function.domain, function.name, function.overload): function for function in model.functions}
+    num_bytes: dict[tuple[str, str, str], int] = {}  # of a function with all that it calls
+
+    def count(nodes: Iterable[Any]) -> int:
+        total = 0
+        for node in nodes:
+            key = (node.domain, node.op_type, node.overload)
+            if key in functions:
+                if key not in num_bytes:
+                    num_bytes[key] = functions[key].ByteSize() + count(functions[key].node)
+                total += num_bytes[key]
+            total += sum(count(graph.node) for graph in _graphs(node))
+        return total
+
+    try:
+        if (most := count(model.graph.node)) > MAX_CALLED_BYTES + MAX_CALLED_RATIO * model.ByteSize():
+            raise ValueError(f"{most} bytes made of {model.ByteSize()}")
+        return require_onnx("onnx.inliner").inline_local_functions(model)
+    except Exception as error:  # the inliner has kinds of its own
+        reason = str(error).split("\n")[0] or type(error).__name__
+        raise CheckpointError(
+            f"{path}: expected functions that can be put where they are called, got {reason}. "
+            "Export it without functions."
+        ) from error
+
+
+def _graphs(node: Any) -> Iterator[Any]:
+    """Yield the graphs inside a node."""
+    for attribute in node.attribute:
+        yield from (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs)
+
+
 def _tensors(model: Any) -> Iterator[Any]:
     """Yield all tensors of a model: of its graph, its subgraphs, its functions, its constants; sparse ones too."""
     for graph in (
@@ -129,7 +165,7 @@ def _graph_tensors(graph: Any) -> Iterator[Any]:
     yield from _node_tensors(graph.node)
 
 
-def _node_tensors(nodes: Iterable[Any]) -> Iterator[Any]:
+def _node_tensors(nodes: Sequence[Any]) -> Iterator[Any]:
     for attribute in (attribute for node in nodes for attribute in node.attribute):
         if attribute.HasField("t"):
             yield attribute.t
@@ -137,8 +173,8 @@ def _node_tensors(nodes: Iterable[Any]) -> Iterator[Any]:
             yield attribute.sparse_tensor
         yield from attribute.tensors
         yield from attribute.sparse_tensors
-        for graph in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
-            yield from _graph_tensors(graph)
+    for graph in (graph for node in nodes for graph in _graphs(node)):
+        yield from _graph_tensors(graph)
 
 
 def _tensor_fault(tensor: Any) -> str | None:

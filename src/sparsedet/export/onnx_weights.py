@@ -1,6 +1,6 @@
 """The constant weights of an ONNX graph, wherever they come from in it, as the layers of a model hold them."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,9 @@ Array = NDArray[Any]
 
 FLOATS = ("float64", "float32", "float16", "bfloat16")
 """Number formats of weights that are not quantised."""
+
+MIN_VALUES = 256
+"""Constants with fewer values, such as anchors, are not taken for weights that are not counted."""
 
 INTEGERS = ("int8", "uint8", "int4", "uint4", "int16", "uint16")
 """Number formats of quantised weights."""
@@ -99,6 +102,23 @@ def stored_weights(path: Path, graph: Any) -> list[StoredWeight]:
                 (constant.origin, values.shape), StoredWeight(constant.origin, wide, dtype, groups, constant.step)
             )
     return list(found.values())
+
+
+def other_tensors(graph: Any, weights: Collection[str]) -> tuple[str, ...]:
+    """Return the names of further tensors of floats in `graph` and the graphs inside it that may be weights.
+
+    They have at least two dimensions and `MIN_VALUES` values, and are none of `weights`.
+    """
+    found = {
+        name
+        for name, values in constant_values(graph).items()
+        if values.ndim > 1 and values.size >= MIN_VALUES and values.dtype.name in FLOATS and name not in weights
+    }
+    for node in graph.node:
+        for entry in node.attribute:
+            for inner in (*([entry.g] if entry.HasField("g") else []), *entry.graphs):
+                found.update(other_tensors(inner, weights))
+    return tuple(sorted(found))
 
 
 def _constant_inputs(

@@ -8,7 +8,8 @@ picked).
 """
 
 import re
-from collections.abc import Iterable
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -107,9 +108,47 @@ def onnx_groups(graph: Any) -> dict[str, int | None]:
     return groups
 
 
-def trtexec_command(onnx: Path) -> str:
-    """Return the command that builds an engine with 2:4 kernels and logs which layers run them."""
-    return f"trtexec --onnx={onnx} --saveEngine={onnx.with_suffix('.engine')} --fp16 --sparsity=enable --verbose"
+def trtexec_command(onnx: Path, shapes: Mapping[str, Sequence[int | str]] | None = None) -> str:
+    """Return the command that builds an engine with 2:4 kernels and logs which layers run them.
+
+    Args:
+        onnx: the file.
+        shapes: sizes of its inputs, as of `input_shapes`; trtexec takes 1 for a size that may vary and is not given.
+    """
+    sizes = [f"{name}:{'x'.join(map(str, shape))}" for name, shape in (shapes or {}).items()]
+    given = [f"--shapes={','.join(sizes)}"] if sizes else []
+    engine = f"--saveEngine={onnx.with_suffix('.engine')}"
+    return shlex.join(["trtexec", f"--onnx={onnx}", engine, *given, "--fp16", "--sparsity=enable", "--verbose"])
+
+
+def input_shapes(graph: Any, image_shape: Sequence[int] | None) -> dict[str, tuple[int | str, ...]]:
+    """Return the sizes of all inputs of an ONNX graph for a batch of one; nothing where none may vary.
+
+    Args:
+        graph: its inputs may be of any batch size and, where they have four dimensions, of any height and width.
+        image_shape: (B, 3, H, W), of which height and width are taken; None: they are unknown.
+
+    Returns:
+        By name of the input. Sizes that are not known are their names in capital letters, to be replaced.
+    """
+    weights = {tensor.name for tensor in graph.initializer}
+    shapes: dict[str, tuple[int | str, ...]] = {}
+    varies = False
+    for entry in graph.input:
+        dims = entry.type.tensor_type.shape.dim
+        if entry.name in weights or not dims:
+            continue
+        varies |= any(not dim.HasField("dim_value") for dim in dims)
+        known = [1, *(list(image_shape)[1:] if image_shape and len(dims) == len(image_shape) else [])]
+        shapes[entry.name] = tuple(
+            dim.dim_value
+            if dim.HasField("dim_value")
+            else known[place]
+            if place < len(known)
+            else dim.dim_param.upper() or f"SIZE{place}"
+            for place, dim in enumerate(dims)
+        )
+    return shapes if varies else {}
 
 
 def read_build_log(path: Path) -> BuildLog:
