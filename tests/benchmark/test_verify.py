@@ -147,6 +147,14 @@ def test_masks_of_the_recorded_count_that_miss_the_target_are_a_fault(checkpoint
     assert re.fullmatch(r"masks: expected exactly \d+ pruned weights, got \d+", fault)
 
 
+@pytest.mark.parametrize("state", [None, {"masks": {}}])
+def test_no_masks_in_the_file_of_a_pruned_level_are_a_fault(state, checkpoint, tmp_path):
+    content = load_checkpoint(checkpoint)
+    path = tmp_path / "unmasked.pt"
+    torch.save(content | {"sparsifier": state and content["sparsifier"] | state}, path)
+    assert verify_file(path).faults == ("masks: expected those of level 0, which its recipe prunes, got none",)
+
+
 def test_two_four_is_checked_in_a_compact_file(save_pruned, tmp_path):
     save_pruned(tmp_path / "c.pt", TWO_FOUR)
     content = load_checkpoint(tmp_path / "c.pt")

@@ -147,7 +147,9 @@ def check_swap(name, old, new, weight, gradient, step):
 
 def test_a_weight_without_gradient_keeps_its_mask():
     net = Net()
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
     sparsifier = Sparsifier(net, CONFIG)
+    sparsifier.attach(optimizer)
     sparsifier.before_step(0, 15)
     before = {name: mask.clone() for name, mask in sparsifier.masks.items()}
     assert not sparsifier.before_step(3, 15)  # nothing was trained since: no gradient at all

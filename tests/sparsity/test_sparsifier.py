@@ -223,6 +223,17 @@ def test_a_run_that_starts_inside_a_level_prunes_to_it(detector):
     assert not sparsifier.before_step(7, 9)
 
 
+@pytest.mark.parametrize("step", [-1, 1.0, "1", None])
+def test_steps_are_counted_from_zero(step, detector):
+    sparsifier = Sparsifier(detector, SparsityConfig(schedule=LevelWise(levels=(0.3, 0.9))))
+    for arguments, name in (((step, 10), "step"), ((0, step), "total_steps")):
+        with pytest.raises(ConfigError, match=rf"^{name}: expected a whole number of at least \d, got "):
+            sparsifier.before_step(*arguments)
+    assert not sparsifier.masks
+    sparsifier.before_step(torch.tensor(5), torch.tensor(10))
+    assert type(sparsifier.state_dict()["level"]) is int
+
+
 def test_state_round_trip_through_a_file(detector):
     sparsifier = Sparsifier(detector, LEVELS)
     sparsifier.prune_(1)

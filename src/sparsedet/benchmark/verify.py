@@ -279,8 +279,10 @@ def _mask_fault(name: str, weight: Tensor, mask: Tensor, is_exact: bool) -> str 
 def _own_faults(saved: SavedDetector, counts: Sequence[TensorCount]) -> list[str]:
     """Return what is not as recipe and record of a checkpoint or compact file say."""
     sparsity = saved.recipe.sparsity
-    if not saved.masks or sparsity is None:
+    if sparsity is None:
         return []
+    if not saved.masks:
+        return [f"masks: expected those of level {saved.level}, which its recipe prunes, got none"]
     faults = [
         f"{count.name}: expected at least {expected} zeros, got {count.num_zeros}"
         for count in counts

@@ -1,8 +1,9 @@
 """The sparsifier: masks beside a model, exact zeros in its weights, whatever optimizer trains it."""
 
+import operator
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, SupportsIndex
 
 import torch
 from torch import Tensor, nn
@@ -124,9 +125,17 @@ class Sparsifier:
     def before_step(self, step: int, total_steps: int) -> bool:
         """Prune if `step` has reached a new level or another change; call it before the forward pass of every step.
 
+        Args:
+            step: 0-based.
+            total_steps: steps of the run.
+
         Returns:
             Whether new masks were made.
+
+        Raises:
+            ConfigError: a number is none or too small, or weights are to grow and no optimizer is attached.
         """
+        step, total_steps = _whole("step", step, 0), _whole("total_steps", total_steps, 1)
         self._hooks.watch_gradients()
         schedule, interval = self.config.schedule, self.config.update_interval
         change = schedule.change(step, total_steps, interval)
@@ -367,6 +376,11 @@ class Sparsifier:
     def _swap_(self, share: float) -> bool:
         """Drop and grow by the gradients of the last step; tell whether there were any."""
         if not self._masked.gradients:
+            if not self._hooks.optimizers:
+                raise ConfigError(
+                    "optimizer: expected one that is attached, since the schedule grows weights by the gradients of "
+                    "the step before, got none. Call attach(optimizer)."
+                )
             return False
         reshard(self._model)
         self._set_masks_(self._maker.grow(share))
@@ -379,3 +393,10 @@ class Sparsifier:
             for optimizer in optimizers:
                 self._masked.clear_state_(optimizer, places)
         self._hooks.watch_loading()
+
+
+def _whole(name: str, value: object, least: int) -> int:
+    number = operator.index(value) if isinstance(value, SupportsIndex) else least - 1
+    if number < least:
+        raise ConfigError(f"{name}: expected a whole number of at least {least}, got {value!r}. Count steps from 0.")
+    return number

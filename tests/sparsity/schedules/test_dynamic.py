@@ -4,8 +4,10 @@ import math
 
 import pytest
 from pydantic import ValidationError
+from torch import nn
 
-from sparsedet.sparsity import Dynamic
+from sparsedet.common.errors import ConfigError
+from sparsedet.sparsity import Dynamic, Sparsifier, SparsityConfig
 
 
 def test_shares_worked_out_by_hand():
@@ -38,3 +40,11 @@ def test_a_run_shorter_than_the_interval_keeps_its_first_masks(total_steps):
 def test_bad_values_are_refused(fields, message):
     with pytest.raises(ValidationError, match=message):
         Dynamic(**fields)
+
+
+def test_weights_cannot_grow_without_an_optimizer():
+    layer = nn.Linear(8, 8)
+    sparsifier = Sparsifier(layer, SparsityConfig(schedule=Dynamic(sparsity=0.5), update_interval=1))
+    sparsifier.before_step(0, 4)
+    with pytest.raises(ConfigError, match=r"expected one that is attached, since the schedule grows weights"):
+        sparsifier.before_step(1, 4)
