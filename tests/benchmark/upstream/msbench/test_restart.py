@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from accelerate import Accelerator
 from torch import nn
 from torch.optim import lr_scheduler as schedulers
 
@@ -51,6 +52,17 @@ def test_a_scheduler_of_torch_begins_anew(kind):
     for _ in range(2):
         restart.restart_()
         assert run(scheduler, 8) == expected
+
+
+def test_a_scheduler_in_the_wrapper_of_accelerate_begins_anew():
+    expected = run(schedulers.StepLR(optimizer_of("step"), 2, 0.5), 8)
+    optimizer = optimizer_of("step")
+    _, scheduler = Accelerator(cpu=True).prepare(optimizer, schedulers.StepLR(optimizer, 2, 0.5))
+    restart = Restart(scheduler)
+    assert restart.optimizer is optimizer
+    run(scheduler.scheduler, 7)
+    restart.restart_()
+    assert run(scheduler.scheduler, 8) == expected
 
 
 def test_a_rate_that_is_a_tensor_keeps_its_place():

@@ -17,8 +17,8 @@ class Restart:
     """The start of an LR scheduler, kept so that it can be had again.
 
     Args:
-        lr_scheduler: any scheduler of torch, or an object with ``state_dict`` and ``load_state_dict``, or one whose
-            ``step`` takes ``this_iter``; at its start.
+        lr_scheduler: any scheduler of torch, in the wrapper of Accelerate or not, or an object with ``state_dict`` and
+            ``load_state_dict``, or one whose ``step`` takes ``this_iter``; at its start.
 
     Attributes:
         optimizer: of the scheduler; None if it has none of torch.
@@ -28,6 +28,10 @@ class Restart:
     """
 
     def __init__(self, lr_scheduler: Any) -> None:
+        if any(base.__name__ == "AcceleratedScheduler" for base in type(lr_scheduler).__mro__):
+            lr_scheduler = (
+                lr_scheduler.scheduler
+            )  # the wrapper of Accelerate has neither state nor optimizer of its own
         self._lr_scheduler = lr_scheduler
         optimizer = getattr(lr_scheduler, "optimizer", None)
         self.optimizer = optimizer if isinstance(optimizer, torch.optim.Optimizer) else None
