@@ -97,7 +97,7 @@ def _before_step(
 def _after_step(masked: MaskedTensors) -> None:
     if masked.keeps_values:
         masked.hold_()
-    masked.apply_()
+    masked.apply_after_step_()
 
 
 def _after_backward(masked: MaskedTensors, name: str) -> Any:

@@ -11,6 +11,7 @@ from sparsedet.common.errors import CheckpointError, ConfigError
 from sparsedet.common.processes import num_processes
 from sparsedet.sparsity.distributed import (
     check_equal,
+    is_sharded,
     leave_to_first_process_,
     own_part,
     shard_like,
@@ -120,6 +121,15 @@ class MaskedTensors:
                 )
         for name, mask in self.masks.items():
             mask.apply_(others[name])
+
+    def apply_after_step_(self) -> None:
+        """Do what `apply_` does for weights whose pruned entries are zero, unless the optimizer has just moved them.
+
+        Autograd does not see it, so that it can still go back through weights that other optimizers train.
+        """
+        for name, mask in self.masks.items():
+            tensor = self.tensor(name)
+            mask.apply_(tensor if is_sharded(tensor) else tensor.data)
 
     def apply_after_loading_(self, name: str) -> None:
         """Set the pruned entries of one tensor to +0.0, and remember whether that changed anything."""

@@ -305,3 +305,23 @@ def test_two_optimizers_may_share_a_model():
     for optimizer in optimizers:
         optimizer.step()
     assert sparsifier.measure().measured_sparsity == pytest.approx(0.9, abs=1e-3)
+
+
+def test_an_optimizer_for_each_weight_that_steps_within_the_backward_pass():
+    model = tiny()
+    optimizers = {parameter: torch.optim.Adam([parameter], lr=0.1) for parameter in model.parameters()}
+    sparsifier = Sparsifier(model, SparsityConfig(schedule=LevelWise(levels=(0.5, 0.9))))
+    for weight in (model[0].weight, model[4].weight):
+        sparsifier.attach(optimizers[weight])
+
+    def step(parameter):
+        optimizers[parameter].step()
+        optimizers[parameter].zero_grad()
+
+    for parameter in optimizers:
+        parameter.register_post_accumulate_grad_hook(step)
+    for index in range(4):
+        sparsifier.before_step(index, 4)
+        loss_of(model, index).backward()
+        for weight, mask in zip((model[0].weight, model[4].weight), sparsifier.masks.values(), strict=True):
+            assert is_plus_zero(weight)[~mask].all()
