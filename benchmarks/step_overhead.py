@@ -41,7 +41,7 @@ def timed(sparsifier: Sparsifier) -> defaultdict[str, float]:
 
         return run
 
-    for part, name in {"weights": "apply_", "gradients": "take_gradient_"}.items():
+    for part, name in {"weights": "apply_after_step_", "gradients": "take_gradient_"}.items():
         setattr(masked, name, clock(part, getattr(masked, name)))
     return seconds
 

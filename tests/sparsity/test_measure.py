@@ -66,7 +66,9 @@ def test_parameters_without_values_are_refused():
 
 
 def test_the_profile_of_another_model_is_refused(model):
-    with pytest.raises(ConfigError, match=r"expected the weights of the model that was pruned, got another one, by '0\.weight'"):
+    with pytest.raises(
+        ConfigError, match=r"expected the weights of the model that was pruned, got another one, by '0\.weight'"
+    ):
         measure(nn.Linear(2, 2), profile=profile_model(model, (torch.zeros(1, 2, 8, 8),)))
 
 

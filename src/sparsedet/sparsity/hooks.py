@@ -24,6 +24,7 @@ class Hooks:
         self._masked = masked
         self._steps: WeakKeyDictionary[torch.optim.Optimizer, list[RemovableHandle]] = WeakKeyDictionary()
         self._gradients = WeakTensorKeyDictionary()
+        self._frozen: set[str] = set()
         self._loads: list[RemovableHandle] = []
 
     @property
@@ -47,13 +48,18 @@ class Hooks:
         self.watch_loading()
 
     def watch_gradients(self) -> None:
-        """Act on the gradients of weights that have any by now, if an optimizer is attached; frozen ones have none."""
+        """Act on the gradients of weights that have any by now; frozen ones have none."""
         masked = self._masked
-        for name in (*masked.weights, *masked.followers) if self._steps else ():
+        self._frozen = {name for name in (*masked.weights, *masked.followers) if not masked.tensor(name).requires_grad}
+        for name in (*masked.weights, *masked.followers):
             tensor = masked.tensor(name)
-            if tensor not in self._gradients and tensor.requires_grad:
+            if tensor not in self._gradients and name not in self._frozen:
                 register: Any = tensor.register_post_accumulate_grad_hook
                 self._gradients[tensor] = register(_after_backward(masked, name))
+
+    def has_thawed(self) -> bool:
+        """Tell whether a weight that was frozen has gradients now."""
+        return any(self._masked.tensor(name).requires_grad for name in self._frozen)
 
     def watch_loading(self) -> None:
         """Put zeros back whenever weights are loaded into one of the layers, or into a model that holds it."""
@@ -70,6 +76,7 @@ class Hooks:
             handle.remove()
         self._steps.clear()
         self._gradients.clear()
+        self._frozen.clear()
         self._loads = []
 
 

@@ -1,9 +1,8 @@
 """The sparsifier: masks beside a model, exact zeros in its weights, whatever optimizer trains it."""
 
-import operator
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, SupportsIndex
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +22,7 @@ from sparsedet.sparsity.patterns import NM
 from sparsedet.sparsity.permutation import PermutationReport, check_fresh, permute_channels
 from sparsedet.sparsity.predictions import find_predictions
 from sparsedet.sparsity.profile import profile_model
-from sparsedet.sparsity.schedules import Change
+from sparsedet.sparsity.schedules import Change, whole_number
 from sparsedet.sparsity.weights import Weight, find_weights, unwrap
 
 
@@ -135,8 +134,10 @@ class Sparsifier:
         Raises:
             ConfigError: a number is none or too small, or weights are to grow and no optimizer is attached.
         """
-        step, total_steps = _whole("step", step, 0), _whole("total_steps", total_steps, 1)
-        self._hooks.watch_gradients()
+        step, total_steps = whole_number("step", step, 0), whole_number("total_steps", total_steps, 1)
+        if self._hooks.has_thawed():
+            reshard(self._model)
+            self._hooks.watch_gradients()
         schedule, interval = self.config.schedule, self.config.update_interval
         change = schedule.change(step, total_steps, interval)
         is_new = False
@@ -393,10 +394,3 @@ class Sparsifier:
             for optimizer in optimizers:
                 self._masked.clear_state_(optimizer, places)
         self._hooks.watch_loading()
-
-
-def _whole(name: str, value: object, least: int) -> int:
-    number = operator.index(value) if isinstance(value, SupportsIndex) else least - 1
-    if number < least:
-        raise ConfigError(f"{name}: expected a whole number of at least {least}, got {value!r}. Count steps from 0.")
-    return number

@@ -8,7 +8,7 @@ from sparsedet.sparsity.schedules.cubic import Cubic
 from sparsedet.sparsity.schedules.dynamic import Dynamic
 from sparsedet.sparsity.schedules.level_wise import LevelWise
 from sparsedet.sparsity.schedules.one_shot import OneShot
-from sparsedet.sparsity.schedules.schedule import BaseSchedule, Change, MaskUpdate
+from sparsedet.sparsity.schedules.schedule import BaseSchedule, Change, MaskUpdate, whole_number
 
 SCHEDULES = {"level_wise": LevelWise, "one_shot": OneShot, "cubic": Cubic, "dynamic": Dynamic}
 """Name in a recipe -> class."""
@@ -26,4 +26,5 @@ __all__ = [
     "MaskUpdate",
     "OneShot",
     "Schedule",
+    "whole_number",
 ]

@@ -1,10 +1,12 @@
 """What the sparsifier needs of every schedule."""
 
+import operator
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, SupportsIndex
 
 from sparsedet.common.config import ConfigModel
+from sparsedet.common.errors import ConfigError
 
 MaskUpdate = Literal["once", "per_level", "every_k_steps"]
 
@@ -72,3 +74,15 @@ class BaseSchedule(ConfigModel, ABC):
         if interval is not None:
             due = step - (step - due) % interval
         return Change(due, level, self.target_sparsities[level])
+
+
+def whole_number(name: str, value: object, least: int) -> int:
+    """Return a count of steps as int, whatever type of number it has.
+
+    Raises:
+        ConfigError: it is no whole number, or smaller than `least`.
+    """
+    number = operator.index(value) if isinstance(value, SupportsIndex) else least - 1
+    if number < least:
+        raise ConfigError(f"{name}: expected a whole number of at least {least}, got {value!r}. Count steps from 0.")
+    return number
