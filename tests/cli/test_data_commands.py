@@ -34,7 +34,7 @@ def test_check_of_a_file_with_faults(dirty, tiny_data, tmp_path, sparsedet):
     assert done.returncode == 1
     assert "refuse box-invalid: 1 x box is not 4 finite numbers" in done.stdout
     assert f"fault: {dirty}: annotation 1 (image 10): expected bbox to be 4 finite numbers" in done.stdout
-    assert done.stdout.endswith("1 faults: training refuses these data\n")
+    assert done.stdout.endswith("1 fault: training refuses these data\n")
     with Image.open(tmp_path / "found.jpg") as picture:
         assert picture.format == "JPEG"
         assert picture.width > 6 * 256

@@ -457,7 +457,9 @@ def test_going_on_from_a_sparse_checkpoint(suite_run, tiny_recipe, tmp_path):
     settings = (f"initial_checkpoint={start}", "training.optimizer.lr=0.01", "evaluation.after_pruning=false")
     (record,) = run(tiny_recipe, tmp_path / "dense", *settings, console=console)
     assert record.measured_sparsity < 0.1
-    message = "warning: 80% of the initial weights are zero, and training fills them; sparsity.keep_zeros keeps them"
+    message = (
+        "warning: 80% of the initial weights are zero, and training fills those that no mask holds; sparsity.keep_zeros"
+    )
     assert message in stream.getvalue()
 
     kept = "sparsity={schedule: {type: level_wise, levels: [0.8, 0.85]}, keep_zeros: true, allocation: {type: uniform}}"

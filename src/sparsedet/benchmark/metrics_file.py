@@ -20,7 +20,7 @@ TIME_KEYS = (
 
 
 class MetricsFile:
-    """Appends a line every so many steps, and for each evaluation; the last step of a run has one too.
+    """Appends a line every so many steps, and for each evaluation; the last step of a level has one too.
 
     Args:
         path: the file.
@@ -42,7 +42,7 @@ class MetricsFile:
         Raises:
             StorageError: the file cannot be written.
         """
-        if (step.step + 1) % self.every and step.step + 1 < step.total_steps:
+        if (step.step + 1) % self.every and step.step + 1 < step.last_step:
             return None
         line: dict[str, Any] = {
             "step": step.step,

@@ -26,7 +26,8 @@ def warn_of_start(job: Job, model: nn.Module) -> None:
     zeros = measure(model).measured_sparsity
     if zeros >= 0.2 and (recipe.sparsity is None or not recipe.sparsity.keep_zeros):
         job.console.warn(
-            f"{zeros:.0%} of the initial weights are zero, and training fills them; sparsity.keep_zeros keeps them"
+            f"{zeros:.0%} of the initial weights are zero, and training fills those that no mask holds; "
+            "sparsity.keep_zeros keeps them"
         )
 
 

@@ -185,4 +185,5 @@ def _print_reports(reports: "list[SplitReport]") -> None:
         if len(report.faults) > MAX_FAULTS:
             print(f"… and {len(report.faults) - MAX_FAULTS} more faults in {report.annotations}")
     num_faults = sum(len(report.faults) for report in reports)
-    print(f"{num_faults} faults: training refuses these data" if num_faults else "no faults found")
+    faults = "1 fault" if num_faults == 1 else f"{num_faults} faults"
+    print(f"{faults}: training refuses these data" if num_faults else "no faults found")
