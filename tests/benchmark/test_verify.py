@@ -82,6 +82,23 @@ def test_a_file_of_another_program_is_only_counted(state, tmp_path):
     assert result.summary[-1].startswith("the file holds no masks to compare with; --against CHECKPOINT")
 
 
+def test_floats_of_eight_bits_are_counted(tmp_path):
+    weight = torch.tensor([[0.0, 1.0, -0.0, 2.0]]).to(torch.float8_e4m3fn)
+    torch.save({"layer.weight": weight}, tmp_path / "float8.pt")
+    result = verify_file(tmp_path / "float8.pt")
+    assert (result.layers[0]["num_zeros"], result.faults) == (2, ())
+
+
+def test_weights_that_are_not_finite_are_a_fault(tmp_path):
+    layer = torch.nn.Linear(4, 2)
+    layer.weight.data = torch.tensor([[0.0, float("nan"), 1, float("inf")], [-float("inf"), 0, 1, 2]])
+    save_file(layer.state_dict(), tmp_path / "diverged.safetensors")
+    export_onnx(layer, (torch.zeros(1, 4),), tmp_path / "diverged.onnx")
+    for name in ("diverged.safetensors", "diverged.onnx"):
+        (fault,) = verify_file(tmp_path / name).faults
+        assert fault.endswith("weight: expected finite weights, got 3 that are NaN or infinite")
+
+
 def test_renamed_weights_are_found_by_their_zeros(checkpoint, state, upstream, small_detectors, build, tmp_path):
     model = build(small_detectors["C2"], 0)
     model.load_state_dict(state)

@@ -137,7 +137,7 @@ def _verification(
         _sparsity(pruned) if pruned else None,
         origin.recipe.target_sparsities[origin.level] if origin is not None and origin.masks else None,
         [_row(count, agrees.get(count.name)) for count in counts],
-        tuple(faults),
+        (*faults, *_values_faults(counts)),
         str(original.path) if original is not None else None if saved is None else "the file",
         tuple(notes),
     )
@@ -224,7 +224,11 @@ def _read(path: Path) -> _Content:
         weights = {weight.name: weight.tensor.detach() for weight in found}
         return _Content(weights, {weight.name: getattr(weight.layer, "groups", 1) for weight in found}, saved)
     state = state_dict_of(content, path)
-    weights = {name: value for name, value in state.items() if value.ndim >= 2 and value.is_floating_point()}
+    weights = {  # torch cannot count in floats of 8 bits, all of which are floats of 32 too
+        name: value.float() if value.element_size() == 1 else value
+        for name, value in state.items()
+        if value.ndim >= 2 and value.is_floating_point()
+    }
     if not weights:
         raise CheckpointError(f"{path}: expected weights of at least two dimensions, got none. Check the path.")
     return _Content(weights, {})
@@ -316,6 +320,14 @@ def _pattern_faults(saved: SavedDetector) -> list[str]:
         f"{name}: expected at most {n} of every {m} weights, got {count} groups with more"
         for name, count in violations.items()
         if count
+    ]
+
+
+def _values_faults(counts: Sequence[TensorCount]) -> list[str]:
+    return [
+        f"{count.name}: expected finite weights, got {count.num_not_finite} that are NaN or infinite"
+        for count in counts
+        if count.num_not_finite
     ]
 
 

@@ -294,7 +294,7 @@ def _check_size(encodings: Mapping[str, Encoding], num_file_bytes: int) -> None:
 
 def _decode(name: str, entry: Tensor, encoding: Encoding | None) -> Tensor:
     if entry.dtype not in _NAMES:
-        raise ValueError(f"'{name}' is of {entry.dtype}")
+        raise ValueError(f"'{name}' is of {entry.dtype}, which is not read here")
     if encoding is None:
         return entry.clone()  # the entry is a view of the file, which may change
     dtype, stored = _DTYPES[encoding.dtype], _DTYPES[encoding.stored]

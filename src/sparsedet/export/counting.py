@@ -20,6 +20,7 @@ class TensorCount:
         n_m_violations: groups of 4 consecutive input channels that hold more than 2 non-zeros; None where there
             is no dimension of input channels that 4 divides.
         num_dead_channels: output channels whose weights are all zero.
+        num_not_finite: entries that are NaN or infinite.
     """
 
     name: str
@@ -28,6 +29,7 @@ class TensorCount:
     num_zeros: int
     n_m_violations: int | None
     num_dead_channels: int
+    num_not_finite: int
 
     @property
     def sparsity(self) -> float:
@@ -52,4 +54,5 @@ def count_tensor(name: str, weight: Tensor) -> TensorCount:
         num_zeros=numel - int(torch.count_nonzero(weight)),
         n_m_violations=check_n_m(weight, 2, 4) if has_inputs and weight.shape[1] % 4 == 0 else None,
         num_dead_channels=int((weight.flatten(1).count_nonzero(1) == 0).sum()) if has_inputs else 0,
+        num_not_finite=numel - int(weight.isfinite().sum()),
     )
