@@ -29,9 +29,7 @@ class Restart:
 
     def __init__(self, lr_scheduler: Any) -> None:
         if any(base.__name__ == "AcceleratedScheduler" for base in type(lr_scheduler).__mro__):
-            lr_scheduler = (
-                lr_scheduler.scheduler
-            )  # the wrapper of Accelerate has neither state nor optimizer of its own
+            lr_scheduler = lr_scheduler.scheduler  # the wrapper has neither state nor optimizer of its own
         self._lr_scheduler = lr_scheduler
         optimizer = getattr(lr_scheduler, "optimizer", None)
         self.optimizer = optimizer if isinstance(optimizer, torch.optim.Optimizer) else None
