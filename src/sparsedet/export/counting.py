@@ -29,7 +29,7 @@ class TensorCount:
     num_zeros: int
     n_m_violations: int | None
     num_dead_channels: int
-    num_not_finite: int
+    num_not_finite: int = 0
 
     @property
     def sparsity(self) -> float:
