@@ -93,6 +93,12 @@ def read_onnx(path: Path) -> Any:
     return _inlined(path, model) if model.functions else model
 
 
+def inner_graphs(node: Any) -> Iterator[Any]:
+    """Yield the graphs inside an `onnx.NodeProto`, as of an If or a Loop."""
+    for attribute in node.attribute:
+        yield from (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs)
+
+
 def write_onnx(path: Path, model: Any) -> None:
     """Write an `onnx.ModelProto`, weights included, as one file.
 
@@ -127,7 +133,7 @@ def _inlined(path: Path, model: Any) -> Any:
                 if key not in num_bytes:
                     num_bytes[key] = functions[key].ByteSize() + count(functions[key].node)
                 total += num_bytes[key]
-            total += sum(count(graph.node) for graph in _graphs(node))
+            total += sum(count(graph.node) for graph in inner_graphs(node))
         return total
 
     try:
@@ -140,12 +146,6 @@ def _inlined(path: Path, model: Any) -> Any:
             f"{path}: expected functions that can be put where they are called, got {reason}. "
             "Export it without functions."
         ) from error
-
-
-def _graphs(node: Any) -> Iterator[Any]:
-    """Yield the graphs inside a node."""
-    for attribute in node.attribute:
-        yield from (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs)
 
 
 def _tensors(model: Any) -> Iterator[Any]:
@@ -173,7 +173,7 @@ def _node_tensors(nodes: Sequence[Any]) -> Iterator[Any]:
             yield attribute.sparse_tensor
         yield from attribute.tensors
         yield from attribute.sparse_tensors
-    for graph in (graph for node in nodes for graph in _graphs(node)):
+    for graph in (graph for node in nodes for graph in inner_graphs(node)):
         yield from _graph_tensors(graph)
 
 

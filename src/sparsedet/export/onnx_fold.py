@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sparsedet.export.onnx_file import require_onnx
+from sparsedet.export.onnx_file import inner_graphs, require_onnx
 
 Array = NDArray[Any]
 
@@ -93,9 +93,8 @@ def _reads(graph: Any) -> Iterator[str]:
     yield from (output.name for output in graph.output)
     for node in graph.node:
         yield from node.input
-        for entry in node.attribute:
-            for inner in (*([entry.g] if entry.HasField("g") else []), *entry.graphs):
-                yield from _reads(inner)
+        for inner in inner_graphs(node):
+            yield from _reads(inner)
 
 
 def _remove_unread(graph: Any) -> None:

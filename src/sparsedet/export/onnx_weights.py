@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sparsedet.common.errors import CheckpointError
+from sparsedet.export.onnx_file import inner_graphs
 from sparsedet.export.onnx_fold import attribute, constant_values
 
 Array = NDArray[Any]
@@ -115,9 +116,8 @@ def other_tensors(graph: Any, weights: Collection[str]) -> tuple[str, ...]:
         if values.ndim > 1 and values.size >= MIN_VALUES and values.dtype.name in FLOATS and name not in weights
     }
     for node in graph.node:
-        for entry in node.attribute:
-            for inner in (*([entry.g] if entry.HasField("g") else []), *entry.graphs):
-                found.update(other_tensors(inner, weights))
+        for inner in inner_graphs(node):
+            found.update(other_tensors(inner, weights))
     return tuple(sorted(found))
 
 
@@ -128,9 +128,8 @@ def _constant_inputs(
     constants = {**outer, **{name: _Constant(values, name) for name, values in constant_values(graph).items()}}
     integers = dict(outer_integers)  # value that was computed -> the quantised tensor that it comes from
     for node in graph.node:
-        for entry in node.attribute:
-            for inner in (*([entry.g] if entry.HasField("g") else []), *entry.graphs):
-                yield from _constant_inputs(path, inner, constants, integers)
+        for inner in inner_graphs(node):
+            yield from _constant_inputs(path, inner, constants, integers)
         computed = _computed(path, node, constants)
         if computed is not None:
             constants[node.output[0]] = computed
