@@ -50,10 +50,12 @@ class Hooks:
     def watch_gradients(self) -> None:
         """Act on the gradients of weights that have any by now; frozen ones have none."""
         masked = self._masked
-        self._frozen = {name for name in (*masked.weights, *masked.followers) if not masked.tensor(name).requires_grad}
+        self._frozen.clear()
         for name in (*masked.weights, *masked.followers):
             tensor = masked.tensor(name)
-            if tensor not in self._gradients and name not in self._frozen:
+            if not tensor.requires_grad:
+                self._frozen.add(name)
+            elif tensor not in self._gradients:
                 register: Any = tensor.register_post_accumulate_grad_hook
                 self._gradients[tensor] = register(_after_backward(masked, name))
 

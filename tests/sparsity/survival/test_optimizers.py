@@ -1,6 +1,7 @@
 """Pruned weights stay exactly +0.0 under every optimizer, and their gradients count nowhere."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -41,6 +42,13 @@ def loss_of(model, seed):
     return (model(images) - 1).square().mean()
 
 
+def gradients_of(model, optimizer):
+    optimizer.zero_grad()
+    loss = loss_of(model, 0)
+    loss.backward()
+    return loss
+
+
 def is_plus_zero(weight):
     return weight.detach().view(torch.int32) == 0
 
@@ -53,15 +61,9 @@ def test_pruned_weights_are_plus_zero_after_every_step(name):
     sparsifier.attach(optimizer)
     before = model[0].weight.detach().clone()
 
-    def closure():
-        optimizer.zero_grad()
-        loss = loss_of(model, 0)
-        loss.backward()
-        return loss
-
     for step in range(6):
         sparsifier.before_step(step, 6)
-        optimizer.step(closure)
+        optimizer.step(partial(gradients_of, model, optimizer))
         for parameter, mask in zip((model[0].weight, model[4].weight), sparsifier.masks.values(), strict=True):
             assert torch.equal(is_plus_zero(parameter)[~mask], torch.ones(int((~mask).sum()), dtype=torch.bool))
             assert parameter.isfinite().all()
@@ -162,10 +164,7 @@ def test_new_masks_let_lbfgs_begin_anew():
         nonlocal num_dense
         masks = zip((model[0].weight, model[4].weight), sparsifier.masks.values(), strict=True)
         num_dense += sum(int(weight[~mask].count_nonzero()) for weight, mask in masks)
-        optimizer.zero_grad()
-        loss = loss_of(model, 0)
-        loss.backward()
-        return loss
+        return gradients_of(model, optimizer)
 
     for step in range(6):
         sparsifier.before_step(step, 6)
