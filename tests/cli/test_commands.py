@@ -181,6 +181,33 @@ def test_bad_input_is_one_message_and_exit_code_2(arguments, message, tiny_recip
     assert "Traceback" not in done.stderr
 
 
+def test_sensitivity_says_once_what_it_repaired_in_both_splits(run_folder, tiny_data, tmp_path, sparsedet):
+    checkpoint = run_folder / "tiny" / "sparsity-0.5" / "checkpoint.pt"
+    settings = ["sparsity.criterion={type: activation}", "sparsity.targets={include: [backbone.conv1]}"]
+    for split in ("train", "val"):
+        data = json.loads((tiny_data / f"annotations/{split}.json").read_text())
+        del data["annotations"][0]["area"]
+        (tmp_path / f"{split}.json").write_text(json.dumps(data))
+        settings.append(f"data.{split}.annotations={tmp_path}/{split}.json")
+    changes = [part for setting in settings for part in ("--set", setting)]
+    done = sparsedet(
+        "sensitivity",
+        checkpoint,
+        "--output",
+        tmp_path,
+        "--images",
+        1,
+        "--sparsities",
+        "0.9",
+        *changes,
+        "--device",
+        "cpu",
+    )
+    assert done.returncode == 0, done.stderr
+    for split in ("train", "val"):
+        assert done.stderr.count(f"warning: {tmp_path}/{split}.json: 1 x 'area' was missing") == 1
+
+
 def test_sensitivity_is_measured_on_a_subset_and_feeds_an_allocation(run_folder, sparsedet, tmp_path):
     import torch
 

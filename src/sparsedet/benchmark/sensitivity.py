@@ -44,7 +44,8 @@ def measure_ap(
     Raises:
         SparseDetError: see `open_evaluation` and `measure_sensitivity`.
     """
-    evaluation = open_evaluation(path, overrides, device_name, num_images, console.warn)
+    warnings: list[str] = []
+    evaluation = open_evaluation(path, overrides, device_name, num_images, warnings.append)
     recipe = evaluation.saved.recipe
     count = len(evaluation.images)
     name = folder / f"sensitivity-{count}-images"
@@ -61,6 +62,8 @@ def measure_ap(
     targets, criterion = (None, None) if sparsity is None else (sparsity.targets, sparsity.criterion)
     needs_training_data = criterion is not None and criterion.needs_calibration
     splits = open_splits(recipe.data, recipe.seed) if needs_training_data else None
+    for warning in dict.fromkeys((*warnings, *(splits.warnings if splits else ()))):  # both have read the images of val
+        console.warn(warning)
     calibration = calibration_of(recipe, splits, model.stride, evaluation.device)
     cache = name.with_suffix(".json")
     curves = measure_sensitivity(model, ap, targets, sparsities, cache, criterion, calibration)
